@@ -1,0 +1,113 @@
+"""Reference counts that behaviour hangs on, and the ledger that finds who forgot one.
+
+EBUSY on umount, deleted but open files, lazy unmounts and FORGET from a guest all depend on exact
+counts, so Python's own are not enough: a ``RefCounted`` dies when its holders say so.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections import Counter
+from typing import Self
+
+from vfs.errors import InvariantViolation
+
+
+class Ledger:
+    """How many objects of each kind live in one VirtualFilesystem, and on demand, who holds them.
+
+    With ``tracing`` on, every ``get`` is remembered with the line that made it and every ``put``
+    takes the latest one back, so a leak is reported as the stacks that are still owed.
+    """
+
+    __slots__ = ("held", "live", "tracing")
+
+    def __init__(self, tracing: bool = False) -> None:
+        self.live: Counter[str] = Counter()
+        self.tracing = tracing
+        self.held: dict[RefCounted, list[str]] = {}
+
+    def born(self, obj: object) -> None:
+        """Count ``obj``, which now lives."""
+        self.live[type(obj).__name__] += 1
+
+    def died(self, obj: object) -> None:
+        """Uncount ``obj``; more deaths than births is a bug of ours."""
+        kind = type(obj).__name__
+        left = self.live[kind] - 1
+        if left < 0:
+            raise InvariantViolation(f"{kind}: released more often than made")
+        if left:
+            self.live[kind] = left
+        else:
+            del self.live[kind]
+        if self.tracing and isinstance(obj, RefCounted):
+            self.held.pop(obj, None)
+
+    def took(self, obj: RefCounted) -> None:
+        """Remember the caller's line as a holder of ``obj`` (only when tracing)."""
+        frames = traceback.extract_stack(limit=7)[:-2]
+        where = " < ".join(
+            f"{f.filename.rsplit('/', 1)[-1]}:{f.lineno} {f.name}" for f in frames[::-1]
+        )
+        self.held.setdefault(obj, []).append(where)
+
+    def gave(self, obj: RefCounted) -> None:
+        """Take back the latest acquisition of ``obj`` (only when tracing)."""
+        holders = self.held.get(obj)
+        if holders:
+            holders.pop()
+            if not holders:
+                del self.held[obj]
+
+    def report(self) -> str:
+        """What lives, and under tracing, who took it: one line a kind, one line a holder."""
+        lines = [f"{kind}: {count} live" for kind, count in sorted(self.live.items())]
+        for obj, holders in self.held.items():
+            lines.extend(f"  {obj!r} held by {where}" for where in holders)
+        return "\n".join(lines)
+
+
+class RefCounted:
+    """An object whose life is a count of references; the creator holds the first one.
+
+    ``get`` returns the object so that a reference is taken where it is stored. ``put`` calls
+    ``release`` at zero; dropping below zero raises.
+    """
+
+    __slots__ = ("__weakref__", "count", "ledger")
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.count = 1
+        self.ledger = ledger
+        ledger.born(self)
+        if ledger.tracing:
+            ledger.took(self)
+
+    def get(self) -> Self:
+        """Take a reference. It must be given back by ``put``."""
+        self.count += 1
+        if self.ledger.tracing:
+            self.ledger.took(self)
+        return self
+
+    def put(self) -> None:
+        """Give a reference back; the last one releases the object."""
+        count = self.count - 1
+        if count < 0:
+            raise InvariantViolation(f"{self!r}: reference count below zero")
+        self.count = count
+        if self.ledger.tracing:
+            self.ledger.gave(self)
+        if not count:
+            self.release()
+
+    def release(self) -> None:
+        """The last reference is gone: give up what is held. Subclasses extend it."""
+        self.ledger.died(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.put()
