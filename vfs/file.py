@@ -89,6 +89,30 @@ class FileDescription(RefCounted):
         """
         raise oserror(errno.ENOTDIR)
 
+    def llseek(self, offset: int, whence: int) -> int:
+        """The position that SEEK_* ``whence`` and ``offset`` mean. Linux: ``generic_file_llseek``.
+
+        Raises: EINVAL; ENXIO (SEEK_DATA and SEEK_HOLE outside of the file).
+        """
+        inode = self.inode
+        if whence in (abi.SEEK_DATA, abi.SEEK_HOLE):
+            if inode.is_dir:
+                raise oserror(errno.EINVAL)
+            inode.refresh()
+            if not 0 <= offset < inode.size:
+                raise oserror(errno.ENXIO)
+            return self.seek_data(offset) if whence == abi.SEEK_DATA else self.seek_hole(offset)
+        if whence == abi.SEEK_CUR:
+            offset += self.position
+        elif whence == abi.SEEK_END:
+            if inode.is_dir:
+                raise oserror(errno.EINVAL)
+            inode.refresh()
+            offset += inode.size
+        if not 0 <= offset <= inode.superblock.max_bytes:
+            raise oserror(errno.EINVAL)
+        return offset
+
     def seek_data(self, offset: int) -> int:
         """SEEK_DATA: the first data at or after ``offset`` (which is below the size).
 

@@ -52,13 +52,12 @@ def step(parent: Dentry, name: bytes) -> Dentry | None:
         assert parent.inode is not None
         dcache = superblock.vfs.dcache
         dcache.hold(child)
-        if parent.inode.revalidate(child):
-            if inode is not None:
-                return child
+        try:
+            if parent.inode.revalidate(child):
+                return None if inode is None else child.get()
+            _invalidate(child)
+        finally:
             child.put()
-            return None
-        _invalidate(child)
-        child.put()
     directory = parent.inode
     if directory is None or not directory.is_dir:
         raise oserror(errno.ENOTDIR)

@@ -407,6 +407,7 @@ def vfs_setattr(mount: Mount, dentry: Dentry, attributes: SetAttributes, cred: C
     if inode is None:
         raise oserror(errno.ENOENT)
     mount.want_write()
+    inode.refresh()
     now = inode.superblock.vfs.clock.now_ns()
     size = attributes.size
     if size is not None:
@@ -443,7 +444,7 @@ def vfs_setattr(mount: Mount, dentry: Dentry, attributes: SetAttributes, cred: C
             attributes.ctime_ns = now
     else:
         attributes.ctime_ns = now
-        if size is not None and attributes.mtime_ns is None:
+        if size is not None and attributes.mtime_ns is None and not inode.host_managed:
             attributes.mtime_ns = now
     inode.setattr(attributes, cred)
 
@@ -520,6 +521,8 @@ def vfs_open(
     if flags & abi.O_ACCMODE != abi.O_RDONLY and not _is_special(inode):
         mount.want_write()
     vfs = inode.superblock.vfs
+    if flags & abi.O_DIRECT and kind in (abi.S_IFCHR, abi.S_IFIFO):
+        raise oserror(errno.EINVAL)
     if kind in (abi.S_IFCHR, abi.S_IFBLK):
         file = vfs.devices.open(mount, dentry, flags, cred)
     elif kind == abi.S_IFIFO:
@@ -564,6 +567,24 @@ def _may_open(mount: Mount, inode: Inode, flags: int, cred: Credentials) -> None
 # Reading and writing
 
 
+def _verify_area(buffers: Sequence[memoryview], offset: int) -> None:
+    """Linux: ``rw_verify_area``. Raises: EINVAL for an end beyond what an offset can say."""
+    if offset < 0 or offset + sum(map(len, buffers)) > abi.MAX_LFS_FILESIZE:
+        raise oserror(errno.EINVAL)
+
+
+def _content_changed(file: FileDescription) -> None:
+    """Linux: ``file_modified``: set-id bits, security.capability and times after a change."""
+    inode = file.inode
+    if inode.host_managed:
+        return
+    kept = mode_after_write(inode, file.cred)
+    if kept is not None:
+        inode.mode = inode.mode & abi.S_IFMT | kept
+    inode.killpriv()
+    modified(inode)
+
+
 def vfs_read(
     file: FileDescription, buffers: Sequence[memoryview], offset: int, flags: int = 0
 ) -> int:
@@ -573,6 +594,7 @@ def vfs_read(
     """
     if not file.readable:
         raise oserror(errno.EBADF)
+    _verify_area(buffers, offset)
     if file.unlocked_io:
         return file.read(buffers, offset, flags)
     inode = file.inode
@@ -593,6 +615,7 @@ def vfs_write(
     """
     if not file.writable:
         raise oserror(errno.EBADF)
+    _verify_area(buffers, offset)
     if file.flags & abi.O_APPEND and not flags & abi.RWF_NOAPPEND:
         flags |= abi.RWF_APPEND
     inode = file.inode
@@ -605,12 +628,10 @@ def vfs_write(
             if inode.is_regular and start >= superblock.max_bytes:
                 raise oserror(errno.EFBIG)
             count = file.write(buffers, offset, flags)
-            if count and inode.is_regular and not inode.host_managed:
-                kept = mode_after_write(inode, file.cred)
-                if kept is not None:
-                    inode.mode = inode.mode & abi.S_IFMT | kept
-                inode.killpriv()
-                modified(inode)
+            if count and inode.is_regular:
+                _content_changed(file)
+    if not inode.is_regular:
+        return count
     if file.flags & abi.O_DSYNC or flags & (abi.RWF_DSYNC | abi.RWF_SYNC):
         vfs_fsync(file, not (file.flags & abi.O_SYNC == abi.O_SYNC or flags & abi.RWF_SYNC))
     return count
@@ -641,30 +662,13 @@ def vfs_iterate(file: FileDescription, cookie: int) -> Iterator[DirectoryEntry]:
 def vfs_llseek(file: FileDescription, offset: int, whence: int) -> int:
     """Where a seek from ``file.position`` leads; the caller stores it.
 
-    Raises: ESPIPE, EINVAL, ENXIO (SEEK_DATA and SEEK_HOLE outside of the file).
+    Raises: EINVAL, ESPIPE, ENXIO (SEEK_DATA and SEEK_HOLE outside of the file).
     """
+    if not abi.SEEK_SET <= whence <= abi.SEEK_HOLE:
+        raise oserror(errno.EINVAL)
     if not file.seekable:
         raise oserror(errno.ESPIPE)
-    inode = file.inode
-    if whence in (abi.SEEK_DATA, abi.SEEK_HOLE):
-        if inode.is_dir:
-            raise oserror(errno.EINVAL)
-        inode.refresh()
-        if not 0 <= offset < inode.size:
-            raise oserror(errno.ENXIO)
-        return file.seek_data(offset) if whence == abi.SEEK_DATA else file.seek_hole(offset)
-    if whence == abi.SEEK_CUR:
-        offset += file.position
-    elif whence == abi.SEEK_END:
-        if inode.is_dir:
-            raise oserror(errno.EINVAL)
-        inode.refresh()
-        offset += inode.size
-    elif whence != abi.SEEK_SET:
-        raise oserror(errno.EINVAL)
-    if offset < 0 or offset > inode.superblock.max_bytes:
-        raise oserror(errno.EINVAL)
-    return offset
+    return file.llseek(offset, whence)
 
 
 _FALLOCATE_MODES = (
@@ -701,12 +705,7 @@ def vfs_fallocate(file: FileDescription, mode: int, offset: int, length: int) ->
     if offset + length > inode.superblock.max_bytes:
         raise oserror(errno.EFBIG)
     file.fallocate(mode, offset, length)
-    if not inode.host_managed:
-        kept = mode_after_write(inode, file.cred)
-        if kept is not None:
-            inode.mode = inode.mode & abi.S_IFMT | kept
-        inode.killpriv()
-        modified(inode)
+    _content_changed(file)
 
 
 _COPY_CHUNK = 1 << 20
@@ -735,12 +734,14 @@ def vfs_copy_file_range(
         raise oserror(errno.EINVAL)
     if not length:
         return 0
+    if target_offset + length > b.superblock.max_bytes:
+        raise oserror(errno.EFBIG)
     if a.superblock is b.superblock:
         with a.superblock.vfs.lock:
             copied = source.copy_range(offset, target, target_offset, length)
             if copied is not None:
-                if copied and not b.host_managed:
-                    modified(b)
+                if copied:
+                    _content_changed(target)
                 return copied
     done = 0
     buffer = memoryview(bytearray(min(length, _COPY_CHUNK)))

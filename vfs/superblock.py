@@ -27,6 +27,21 @@ SB_FLAGS = (
 )  # fmt: skip
 
 
+# Options that every filesystem takes in mount(2)'s data, as (flags set, flags cleared), whatever
+# value they come with. Linux: ``common_set_sb_flag`` and ``common_clear_sb_flag`` in fs_context.c.
+_FLAG_OPTIONS = {
+    "dirsync": (abi.MS_DIRSYNC, 0),
+    "lazytime": (abi.MS_LAZYTIME, 0),
+    "mand": (abi.MS_MANDLOCK, 0),
+    "ro": (abi.MS_RDONLY, 0),
+    "sync": (abi.MS_SYNCHRONOUS, 0),
+    "async": (0, abi.MS_SYNCHRONOUS),
+    "nolazytime": (0, abi.MS_LAZYTIME),
+    "nomand": (0, abi.MS_MANDLOCK),
+    "rw": (0, abi.MS_RDONLY),
+}
+
+
 class Statfs(NamedTuple):
     """Linux: ``struct kstatfs``. Block counts are in units of ``bsize`` bytes."""
 
@@ -45,7 +60,8 @@ class Statfs(NamedTuple):
 class FilesystemContext:
     """Linux: ``fs_context``. What a mount or a remount asks for, collected before it is done.
 
-    ``options`` keeps the order in which they were given; a flag's value is None.
+    ``options`` keeps the order in which they were given; a flag's value is None. Those that mean
+    a superblock flag ("ro", "sync", ...) are taken out and set in ``flags``.
     """
 
     __slots__ = ("cred", "flags", "options", "source", "type", "vfs")
@@ -64,7 +80,13 @@ class FilesystemContext:
         self.cred = cred
         self.source = source
         self.flags = flags & SB_FLAGS
-        self.options = list(options)
+        self.options: list[tuple[str, str | None]] = []
+        for key, value in options:
+            if key in _FLAG_OPTIONS:
+                set_bits, clear_bits = _FLAG_OPTIONS[key]
+                self.flags = self.flags & ~clear_bits | set_bits
+            else:
+                self.options.append((key, value))
 
     @staticmethod
     def parse_options(data: str) -> list[tuple[str, str | None]]:
@@ -146,6 +168,9 @@ class Superblock(RefCounted):
         if context.options:
             raise oserror(errno.EINVAL)
         self.flags = context.flags
+
+    def check(self) -> None:
+        """Raises InvariantViolation on the first broken rule of the filesystem's own accounting."""
 
     def show_options(self) -> str:
         """The filesystem's own options as mountinfo shows them, ``",size=1024k"`` or ``""``."""

@@ -42,7 +42,7 @@ class VirtualFilesystem:
         self.clock: Clock = SystemClock() if clock is None else clock
         self.ledger = Ledger(tracing)
         self.dcache = DentryCache(self.ledger, dcache_limit)
-        self.devices = DeviceRegistry()
+        self.devices = DeviceRegistry(self.lock)
         self.fifos = FifoTable()
         self.filesystem_types: dict[str, FilesystemType] = {}
         self.superblocks: list[Superblock] = []
@@ -155,6 +155,7 @@ class VirtualFilesystem:
             for superblock in self.superblocks:
                 if superblock.root is not None:
                     self.dcache.check(superblock.root)
+                    superblock.check()
             for namespace in self.namespaces:
                 namespace.check()
 

@@ -51,9 +51,12 @@ def xattr_permission(inode: Inode, name: bytes, mask: int, cred: Credentials) ->
     inode_permission(inode, cred, mask)
 
 
-def _may_change_security(name: bytes, cred: Credentials) -> None:
-    """Linux: ``cap_inode_setxattr``. Raises: EPERM."""
-    if name == b"security.capability":
+def _may_change(inode: Inode, name: bytes, cred: Credentials) -> None:
+    """Linux: ``cap_inode_setxattr``, and ``vfs_set_acl``'s question. Raises: EPERM."""
+    if name in (b"system.posix_acl_access", b"system.posix_acl_default"):
+        if not owner_or_capable(inode, cred):
+            raise oserror(errno.EPERM)
+    elif name == b"security.capability":
         cred.require(CAP_SETFCAP)
     elif name.startswith(b"security."):
         cred.require(CAP_SYS_ADMIN)
@@ -77,7 +80,7 @@ def vfs_setxattr(
         raise oserror(errno.E2BIG)
     mount.want_write()
     xattr_permission(inode, name, abi.W_OK, cred)
-    _may_change_security(name, cred)
+    _may_change(inode, name, cred)
     inode.setxattr(name, value, flags)
 
 
@@ -86,7 +89,7 @@ def vfs_removexattr(mount: Mount, dentry: Dentry, name: bytes, cred: Credentials
     inode = _inode(dentry, name)
     mount.want_write()
     xattr_permission(inode, name, abi.W_OK, cred)
-    _may_change_security(name, cred)
+    _may_change(inode, name, cred)
     inode.removexattr(name)
 
 

@@ -56,6 +56,23 @@ class FilesystemState:
             self.root.put()
 
 
+class HeldFile:
+    """A held description that goes back under the VFS lock. Linux: ``class_fd``."""
+
+    __slots__ = ("_file",)
+
+    def __init__(self, file: FileDescription) -> None:
+        """Takes over the caller's reference."""
+        self._file = file
+
+    def __enter__(self) -> FileDescription:
+        return self._file
+
+    def __exit__(self, *exc: object) -> None:
+        with self._file.inode.superblock.vfs.lock:
+            self._file.put()
+
+
 class SyscallBase:
     """The parts of ``task_struct`` that system calls use."""
 
@@ -104,10 +121,10 @@ class SyscallBase:
             raise oserror(errno.EBADF)
         return file
 
-    def _held_file(self, fd: int) -> FileDescription:
-        """As ``_file``, held, for I/O that runs without the lock. Raises: EBADF."""
+    def _held_file(self, fd: int) -> HeldFile:
+        """As ``_file``, held inside ``with``, for I/O without the lock. Raises: EBADF."""
         with self.vfs.lock:
-            return self._file(fd).get()
+            return HeldFile(self._file(fd).get())
 
     @staticmethod
     def _wait(nonblocking: bool, operation: Callable[[], T]) -> T:

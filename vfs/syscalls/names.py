@@ -137,7 +137,8 @@ class NameSyscalls(SyscallBase):
     ) -> None:
         """renameat2(2). Raises: as ``Walk`` and ``vfs_rename``."""
         known = abi.RENAME_NOREPLACE | abi.RENAME_EXCHANGE | abi.RENAME_WHITEOUT
-        if flags & ~known:
+        exclusive = abi.RENAME_NOREPLACE | abi.RENAME_WHITEOUT
+        if flags & ~known or (flags & abi.RENAME_EXCHANGE and flags & exclusive):
             raise oserror(errno.EINVAL)
         with self.vfs.lock:
             old_parent, old_name, old_trailing = self._parent(old_dirfd, old_path)

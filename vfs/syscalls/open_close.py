@@ -82,7 +82,8 @@ class OpenSyscalls(SyscallBase):
             with self.vfs.lock:
                 return self.files.install(file, bool(flags & abi.O_CLOEXEC))
         except BaseException:
-            file.put()
+            with self.vfs.lock:
+                file.put()
             raise
 
     def _open_file(

@@ -1,0 +1,10 @@
+"""Files in memory, as Linux's tmpfs has them (mm/shmem.c).
+
+Read ``limits.py`` (what a mount may use), ``ranges.py`` and ``store.py`` (a file's bytes, held
+sparsely) and ``xattrs.py``; then ``file.py``, ``inode.py`` and ``directory.py`` (the operations);
+then ``options.py`` and ``filesystem.py`` (what is mounted).
+"""
+
+from fsimpl.tmpfs.filesystem import TmpfsSuperblock, TmpfsType
+
+__all__ = ["TmpfsSuperblock", "TmpfsType"]

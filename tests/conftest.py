@@ -1,0 +1,64 @@
+"""Fixtures for all tests. ``vfs`` fails a test that leaks references, and names who holds them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Iterator
+
+import pytest
+
+import devtmpfs
+from fsimpl.passthrough import PassthroughType
+from fsimpl.tmpfs import TmpfsType
+from vfs import Credentials, VirtualFilesystem
+from vfs.task import Task
+
+MakeTask = Callable[..., Task]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """In CI a guest or FUSE test that is skipped is a failure: there is nothing to excuse it."""
+    if os.environ.get("CI"):
+        config.pluginmanager.register(_NoSkips())
+
+
+class _NoSkips:
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        real = any(item.get_closest_marker(mark) for mark in ("guest", "fuse"))
+        if report.skipped and real and not hasattr(report, "wasxfail"):
+            report.outcome = "failed"
+            report.longrepr = f"skipped in CI: {report.longrepr}"
+        return report
+
+
+@pytest.fixture
+def vfs() -> Iterator[VirtualFilesystem]:
+    """A VirtualFilesystem with every filesystem type, tracing its references.
+
+    At the end of the test all invariants are checked and every reference must have come back.
+    """
+    filesystem = VirtualFilesystem(tracing=True)
+    for fstype in (TmpfsType(), PassthroughType()):
+        filesystem.register(fstype)
+    devtmpfs.install(filesystem)
+    yield filesystem
+    filesystem.check()
+    filesystem.shutdown()
+
+
+@pytest.fixture
+def task(vfs: VirtualFilesystem) -> Task:
+    """A task of root's on an empty tmpfs."""
+    namespace = vfs.create_namespace("tmpfs", options="mode=755")
+    with namespace:
+        return vfs.create_task(namespace)
+
+
+@pytest.fixture
+def user(task: Task) -> Task:
+    """A task of uid and gid 1000 beside ``task``, in the same namespace."""
+    return task.clone(cred=Credentials(1000, 1000))
