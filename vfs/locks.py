@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Final
 
-from vfs.errors import WouldBlock, oserror
+from vfs.errors import InvariantViolation, WouldBlock, oserror
 from vfs.wait import WaitQueue
 
 if TYPE_CHECKING:
@@ -217,8 +217,6 @@ class LockManager:
 
     def check(self) -> None:
         """Raises InvariantViolation if locks that exclude each other are held at once."""
-        from vfs.errors import InvariantViolation
-
         for inode, locks in self._inodes.items():
             if not locks.records and not locks.flocks:
                 raise InvariantViolation(f"{inode!r} has a context without locks")

@@ -180,10 +180,10 @@ class Walk:
         pending = _components(path)
         self.trailing = path.endswith(b"/")
         while True:
-            self._may_lookup()
             if not pending:
                 self.last = b""
                 return
+            self._may_lookup()
             name = pending.pop()
             if not pending:
                 self.last = name
@@ -344,8 +344,14 @@ def _components(path: bytes) -> list[bytes]:
     return names
 
 
-def check_path(path: bytes) -> None:
-    """Linux: ``getname``. Raises: ENAMETOOLONG; EINVAL for a NUL, which no C string can carry."""
+def get_name(path: bytes, flags: int = 0) -> None:
+    """Linux: ``getname_flags``, before anything else is looked at.
+
+    Raises: ENOENT (empty without EMPTY in ``flags``), ENAMETOOLONG; EINVAL for a NUL, which no C
+    string can carry.
+    """
+    if not path and not flags & EMPTY:
+        raise oserror(errno.ENOENT, path)
     if len(path) >= abi.PATH_MAX:
         raise oserror(errno.ENAMETOOLONG, path)
     if b"\0" in path:
@@ -363,11 +369,8 @@ def filename_lookup(
 ) -> VirtualDentry:
     """Linux: ``filename_lookup``. Resolve ``path`` from ``start`` (used if it is relative).
 
-    The caller receives both references. Raises: ENOENT, ENAMETOOLONG, and as ``Walk``.
+    ``get_name`` has passed ``path``. The caller receives both references. Raises: as ``Walk``.
     """
-    check_path(path)
-    if not path and not flags & EMPTY:
-        raise oserror(errno.ENOENT)
     walk = Walk(vfs, cred, root, start, resolve)
     try:
         if path:
@@ -394,11 +397,8 @@ def filename_parent(
     """Linux: ``filename_parentat``: the parent (received with references), the last name, and
     whether slashes follow it. The name is b"" for the root, and can be b"." or b"..".
 
-    Raises: ENOENT (empty path), ENAMETOOLONG, and as ``Walk``.
+    ``get_name`` has passed ``path``. Raises: as ``Walk``.
     """
-    check_path(path)
-    if not path:
-        raise oserror(errno.ENOENT)
     walk = Walk(vfs, cred, root, start)
     try:
         walk.descend(path)

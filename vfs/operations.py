@@ -110,6 +110,15 @@ def vfs_mkdir(parent: VirtualDentry, name: bytes, mode: int, cred: Credentials) 
     return instantiate(parent.dentry, name, directory.mkdir(name, mode, cred))
 
 
+def may_mknod(mode: int) -> None:
+    """Linux: ``may_mknod``, before the walk. Raises: EPERM (a directory), EINVAL (no such type)."""
+    kind = mode & abi.S_IFMT
+    if kind == abi.S_IFDIR:
+        raise oserror(errno.EPERM)
+    if kind not in (0, abi.S_IFREG, abi.S_IFCHR, abi.S_IFBLK, abi.S_IFIFO, abi.S_IFSOCK):
+        raise oserror(errno.EINVAL)
+
+
 def vfs_mknod(
     parent: VirtualDentry,
     name: bytes,
@@ -123,11 +132,8 @@ def vfs_mknod(
     Raises: EPERM (a directory; a device without CAP_MKNOD, but for 0:0 whiteouts), EINVAL (no such
     type); as ``vfs_create``.
     """
+    may_mknod(mode)
     kind = mode & abi.S_IFMT
-    if kind == abi.S_IFDIR:
-        raise oserror(errno.EPERM)
-    if kind not in (0, abi.S_IFREG, abi.S_IFCHR, abi.S_IFBLK, abi.S_IFIFO, abi.S_IFSOCK):
-        raise oserror(errno.EINVAL)
     directory = _start_creating(parent, name, cred, trailing)
     mode = prepare_mode(directory, (kind or abi.S_IFREG) | mode & abi.S_IALLUGO, cred)
     if kind in (0, abi.S_IFREG):
@@ -507,7 +513,8 @@ def vfs_open(
     if flags & abi.O_PATH:
         if flags & abi.O_DIRECTORY and not inode.is_dir:
             raise oserror(errno.ENOTDIR)
-        return FileDescription(mount, dentry, flags & (abi.O_PATH | abi.O_DIRECTORY), cred)
+        kept = abi.O_PATH | abi.O_DIRECTORY | abi.O_NOFOLLOW
+        return FileDescription(mount, dentry, flags & kept, cred)
     if flags & abi.O_DIRECTORY and not inode.is_dir:
         raise oserror(errno.ENOTDIR)
     kind = inode.mode & abi.S_IFMT
@@ -647,9 +654,7 @@ def vfs_fsync(file: FileDescription, datasync: bool) -> None:
 
 
 def vfs_iterate(file: FileDescription, cookie: int) -> Iterator[DirectoryEntry]:
-    """Linux: ``iterate_dir``. Raises: EBADF, ENOTDIR, ENOENT (the directory is deleted)."""
-    if not file.readable:
-        raise oserror(errno.EBADF)
+    """Linux: ``iterate_dir``. Raises: ENOTDIR, ENOENT (the directory is deleted)."""
     if not file.inode.is_dir:
         raise oserror(errno.ENOTDIR)
     if not file.dentry.hashed:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from harness.vhost_user.frontend import Frontend
+from harness.vhost_user.message import VIRTIO_RING_F_INDIRECT_DESC
 from harness.virtio.driver import DriverQueue
 
 LOOKUP: Final = 1
@@ -55,6 +56,8 @@ _DIRENT: Final = struct.Struct("<QQII")
 
 ENTRY_SIZE: Final = _ENTRY_OUT.size + _ATTR.size
 ATTR_SIZE: Final = _ATTR_OUT.size + _ATTR.size
+
+_PAGE: Final = 4096
 
 Request = tuple[int, int, bytes]
 """Opcode, nodeid, arguments."""
@@ -139,7 +142,7 @@ class FuseClient:
         """
         if queue is None:
             hiprio = frontend.start(0)
-            queue = frontend.start(1, 128, chain_limit=4)
+            queue = _start_queue(frontend, buffer_size)
         self.frontend = frontend
         self.queue = queue
         self.hiprio = hiprio
@@ -378,8 +381,9 @@ class FuseClient:
     def _encode(self, slot: _Slot, request: Request, reply_size: int | None) -> None:
         opcode, nodeid, payload = request
         size = len(payload)
-        if slot.sizes != (size, reply_size):
-            slot.resize(size, reply_size)
+        split = _WRITE_IN.size if opcode == WRITE else 0
+        if slot.sizes != (size, reply_size, split):
+            slot.resize(size, reply_size, split)
         self._unique += 2
         _IN_HEADER.pack_into(
             slot.header, 0, 40 + size, opcode, self._unique, nodeid, *self.credentials, 0, 0
@@ -450,22 +454,30 @@ class _Slot:
         self._results = memory.at(results, capacity)
         self.error = self._reply[4:8].cast("i")
         self.length = -1
-        self.sizes: tuple[int, int | None] = (-1, None)
+        self.sizes: tuple[int, int | None, int] = (-1, None, 0)
         self.head = self.resize(0, 0)
 
-    def resize(self, size: int, reply_size: int | None) -> int:
-        """Lay the chain out for so many bytes of arguments and results; None: no reply at all."""
+    def resize(self, size: int, reply_size: int | None, split: int = 0) -> int:
+        """Lay the chain out for so many bytes of arguments and results; None: no reply at all.
+
+        The first `split` bytes of the arguments stand apart, as WRITE's do. Data comes a page to a
+        descriptor, as from a page cache, where the queue has indirect tables.
+        """
         if max(size, reply_size or 0) > self._capacity:
             raise ValueError(f"a request larger than the slot's {self._capacity} bytes")
         header, arguments, reply, results = self._addresses
         readable = [(header, 40)]
-        if size:
-            readable.append((arguments, size))
+        if split:
+            readable.append((arguments, split))
+        readable.extend(self._pages(arguments + split, size - split))
         writable = [] if reply_size is None else [(reply, 16)]
-        if reply_size:
-            writable.append((results, reply_size))
-        self.sizes = (size, reply_size)
+        writable.extend(self._pages(results, reply_size or 0))
+        self.sizes = (size, reply_size, split)
         return self._queue.lay_out(self._number, readable, writable)
+
+    def _pages(self, address: int, size: int) -> list[tuple[int, int]]:
+        step = _PAGE if self._queue.indirect else max(size, 1)
+        return [(address + offset, min(step, size - offset)) for offset in range(0, size, step)]
 
     def result(self, length: int) -> tuple[int, bytes]:
         """The error and the results of a reply of `length` bytes."""
@@ -473,6 +485,16 @@ class _Slot:
             raise OSError(5, f"a reply of {length} bytes")
         size, error, _ = _OUT_HEADER.unpack(self._reply)
         return -error, bytes(self._results[: size - 16])
+
+
+def _start_queue(frontend: Frontend, buffer_size: int) -> DriverQueue:
+    """The request queue, with room in its chains for a header, arguments, a buffer and a reply."""
+    indirect = frontend.features & VIRTIO_RING_F_INDIRECT_DESC
+    pages = -(-buffer_size // _PAGE) if indirect else 1
+    size = 256
+    while size < pages + 4:
+        size *= 2
+    return frontend.start(1, size, chain_limit=pages + 4)
 
 
 def _entry(reply: bytes, offset: int = 0) -> Entry:

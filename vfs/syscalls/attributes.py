@@ -241,24 +241,32 @@ class AttributeSyscalls(SyscallBase):
 
         Raises: EINVAL, EBADF, EACCES, EPERM, and as ``Walk``.
         """
+        if times is not None and times[0][1] == times[1][1] == abi.UTIME_OMIT:
+            return
+        if path is None:
+            if dirfd == abi.AT_FDCWD:
+                raise oserror(errno.EFAULT)
+            if flags:
+                raise oserror(errno.EINVAL)
+            with self.vfs.lock:
+                file = self._file(dirfd)
+                vfs_setattr(file.mount, file.dentry, self._times(times), self.cred)
+            return
+        lookup = self._at_flags(flags, abi.AT_SYMLINK_NOFOLLOW | abi.AT_EMPTY_PATH)
+        with self.vfs.lock, self._lookup(dirfd, path, lookup) as found:
+            vfs_setattr(found.mount, found.dentry, self._times(times), self.cred)
+
+    def _times(self, times: tuple[tuple[int, int], tuple[int, int]] | None) -> SetAttributes:
+        """Raises: EINVAL, which comes after the errors of the walk."""
         attributes = SetAttributes(touch=True)
         now = self.vfs.clock.now_ns()
         if times is None:
             attributes.atime_ns = attributes.mtime_ns = now
         else:
-            omitted = times[0][1] == times[1][1] == abi.UTIME_OMIT
-            if omitted:
-                return
             attributes.atime_ns = _timespec(times[0], now)
             attributes.mtime_ns = _timespec(times[1], now)
             attributes.touch = times[0][1] == times[1][1] == abi.UTIME_NOW
-        if path is None:
-            if flags:
-                raise oserror(errno.EINVAL)
-            self._setattr_fd(dirfd, attributes)
-            return
-        lookup = self._at_flags(flags, abi.AT_SYMLINK_NOFOLLOW | abi.AT_EMPTY_PATH)
-        self._setattr_at(dirfd, path, lookup, attributes)
+        return attributes
 
     def faccessat2(self, dirfd: int, path: Path, mode: int, flags: int = 0) -> None:
         """faccessat2(2): as the real ids, or with AT_EACCESS as the file-system ids.
@@ -290,8 +298,9 @@ class AttributeSyscalls(SyscallBase):
 
     def getxattr(self, path: Path | int, name: str | bytes, *, follow: bool = True) -> bytes:
         """getxattr(2). Raises: ENODATA, ERANGE, EOPNOTSUPP, and as ``Walk``."""
+        key = _xattr_name(name)
         with self.vfs.lock, self._xattr_target(path, follow) as found:
-            return vfs_getxattr(found.dentry, _xattr_name(name), self.cred)
+            return vfs_getxattr(found.dentry, key, self.cred)
 
     def setxattr(
         self,
@@ -303,13 +312,19 @@ class AttributeSyscalls(SyscallBase):
         follow: bool = True,
     ) -> None:
         """setxattr(2). Raises: as ``vfs_setxattr``."""
+        if flags & ~(abi.XATTR_CREATE | abi.XATTR_REPLACE):
+            raise oserror(errno.EINVAL)
+        key = _xattr_name(name)
+        if len(value) > abi.XATTR_SIZE_MAX:
+            raise oserror(errno.E2BIG)
         with self.vfs.lock, self._xattr_target(path, follow) as found:
-            vfs_setxattr(found.mount, found.dentry, _xattr_name(name), value, flags, self.cred)
+            vfs_setxattr(found.mount, found.dentry, key, value, flags, self.cred)
 
     def removexattr(self, path: Path | int, name: str | bytes, *, follow: bool = True) -> None:
         """removexattr(2). Raises: as ``vfs_removexattr``."""
+        key = _xattr_name(name)
         with self.vfs.lock, self._xattr_target(path, follow) as found:
-            vfs_removexattr(found.mount, found.dentry, _xattr_name(name), self.cred)
+            vfs_removexattr(found.mount, found.dentry, key, self.cred)
 
     def listxattr(self, path: Path | int, *, follow: bool = True) -> list[bytes]:
         """listxattr(2), as a list of names."""
@@ -318,7 +333,11 @@ class AttributeSyscalls(SyscallBase):
 
 
 def _xattr_name(name: str | bytes) -> bytes:
-    return name.encode("utf-8", "surrogateescape") if isinstance(name, str) else name
+    """Linux: ``import_xattr_name``, before the path is walked. Raises: ERANGE."""
+    key = name.encode("utf-8", "surrogateescape") if isinstance(name, str) else name
+    if not 0 < len(key) <= abi.XATTR_NAME_MAX:
+        raise oserror(errno.ERANGE)
+    return key
 
 
 def _owner(uid: int, gid: int) -> SetAttributes:

@@ -14,7 +14,7 @@ from vfs.errors import WouldBlock, oserror
 from vfs.fdtable import FdTable
 from vfs.file import FileDescription
 from vfs.mount import VirtualDentry
-from vfs.namei import EMPTY, FOLLOW, filename_lookup, filename_parent
+from vfs.namei import EMPTY, FOLLOW, filename_lookup, filename_parent, get_name
 
 if TYPE_CHECKING:
     from vfs.namespace import MountNamespace
@@ -82,9 +82,13 @@ class SyscallBase:
     files: FdTable
     namespace: MountNamespace
 
-    def _start(self, dirfd: int, path: bytes) -> VirtualDentry:
-        """Where a relative ``path`` starts, borrowed. Raises: EBADF."""
-        if dirfd == abi.AT_FDCWD or path.startswith(b"/"):
+    def _start(self, dirfd: int, path: bytes, resolve: int = 0) -> VirtualDentry:
+        """Where a relative ``path`` starts, and with RESOLVE_IN_ROOT an absolute one; borrowed.
+
+        Raises: EBADF.
+        """
+        absolute = path.startswith(b"/") and not resolve & abi.RESOLVE_IN_ROOT
+        if dirfd == abi.AT_FDCWD or absolute:
             return self.fs.cwd
         file = self.files.get_file(dirfd)
         return VirtualDentry(file.mount, file.dentry)
@@ -94,6 +98,7 @@ class SyscallBase:
     ) -> VirtualDentry:
         """Resolve ``path``; the caller receives the references."""
         name = os.fsencode(path)
+        get_name(name, flags)
         return filename_lookup(
             self.vfs, cred or self.cred, self.fs.root, self._start(dirfd, name), name, flags
         )
@@ -101,6 +106,7 @@ class SyscallBase:
     def _parent(self, dirfd: int, path: Path) -> tuple[VirtualDentry, bytes, bool]:
         """The parent of ``path`` (received), its last name, and whether slashes follow."""
         name = os.fsencode(path)
+        get_name(name)
         return filename_parent(self.vfs, self.cred, self.fs.root, self._start(dirfd, name), name)
 
     @staticmethod

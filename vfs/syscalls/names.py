@@ -9,8 +9,9 @@ from typing import NamedTuple
 from vfs import abi
 from vfs.credentials import CAP_DAC_READ_SEARCH
 from vfs.errors import oserror
-from vfs.namei import EMPTY, FOLLOW
+from vfs.namei import EMPTY, FOLLOW, get_name
 from vfs.operations import (
+    may_mknod,
     vfs_iterate,
     vfs_link,
     vfs_mkdir,
@@ -50,6 +51,7 @@ class NameSyscalls(SyscallBase):
 
     def mknodat(self, dirfd: int, path: Path, mode: int, dev: int = 0) -> None:
         """mknodat(2). Raises: as ``Walk`` and ``vfs_mknod``."""
+        may_mknod(mode)
         with self.vfs.lock:
             parent, name, trailing = self._parent(dirfd, path)
             with parent:
@@ -63,8 +65,7 @@ class NameSyscalls(SyscallBase):
     def symlinkat(self, target: Path, dirfd: int, path: Path) -> None:
         """symlinkat(2). Raises: as ``Walk`` and ``vfs_symlink``."""
         text = os.fsencode(target)
-        if not text:
-            raise oserror(errno.ENOENT)
+        get_name(text)
         with self.vfs.lock:
             parent, name, trailing = self._parent(dirfd, path)
             with parent:
@@ -87,8 +88,7 @@ class NameSyscalls(SyscallBase):
 
     def readlink(self, path: Path) -> bytes:
         """readlink(2)."""
-        if not os.fsencode(path):
-            raise oserror(errno.ENOENT)
+        get_name(os.fsencode(path))
         return self.readlinkat(abi.AT_FDCWD, path)
 
     def linkat(
@@ -99,8 +99,9 @@ class NameSyscalls(SyscallBase):
         """
         lookup = self._at_flags(flags, abi.AT_SYMLINK_FOLLOW | abi.AT_EMPTY_PATH, False)
         with self.vfs.lock:
-            if flags & abi.AT_EMPTY_PATH and not os.fsencode(old_path):
-                opener = None if old_dirfd < 0 else self.files.get_file(old_dirfd).cred
+            name = os.fsencode(old_path)
+            if flags & abi.AT_EMPTY_PATH and old_dirfd != abi.AT_FDCWD and not name:
+                opener = self.files.get_file(old_dirfd).cred
                 if opener is not self.cred and not self.cred.capable(CAP_DAC_READ_SEARCH):
                     raise oserror(errno.ENOENT)
             with self._lookup(old_dirfd, old_path, lookup) as source:

@@ -10,7 +10,7 @@ from vfs.errors import oserror
 from vfs.fdtable import close_file
 from vfs.file import FileDescription
 from vfs.mount import VirtualDentry
-from vfs.namei import DIRECTORY, FOLLOW, Walk, check_path
+from vfs.namei import DIRECTORY, FOLLOW, Walk, get_name
 from vfs.operations import vfs_create, vfs_open, vfs_tmpfile
 from vfs.permission import inode_permission, may_create, owner_or_capable
 from vfs.pipe import PipeFile
@@ -69,8 +69,8 @@ class OpenSyscalls(SyscallBase):
         # O_CREAT with O_DIRECTORY asks for two things at once, and O_TMPFILE must be whole.
         if flags & (abi.O_DIRECTORY | abi.O_CREAT) == abi.O_DIRECTORY | abi.O_CREAT:
             raise oserror(errno.EINVAL)
-        writable = flags & abi.O_ACCMODE in (abi.O_WRONLY, abi.O_RDWR)
-        if flags & abi.O_TMPFILE_BIT and not (flags & abi.O_DIRECTORY and writable):
+        read_only = flags & abi.O_ACCMODE == abi.O_RDONLY
+        if flags & abi.O_TMPFILE_BIT and (read_only or not flags & abi.O_DIRECTORY):
             raise oserror(errno.EINVAL)
         if flags & abi.O_SYNC == abi.O_SYNC & ~abi.O_DSYNC:
             flags |= abi.O_DSYNC
@@ -90,10 +90,9 @@ class OpenSyscalls(SyscallBase):
         self, dirfd: int, path: bytes, flags: int, mode: int, resolve: int
     ) -> FileDescription:
         """Linux: ``path_openat``. The caller receives the description."""
-        check_path(path)
-        if not path:
-            raise oserror(errno.ENOENT)
-        walk = Walk(self.vfs, self.cred, self.fs.root, self._start(dirfd, path), resolve)
+        get_name(path)
+        start = self._start(dirfd, path, resolve)
+        walk = Walk(self.vfs, self.cred, self.fs.root, start, resolve)
         try:
             if flags & abi.O_TMPFILE_BIT:
                 return self._open_tmpfile(walk, path, flags, mode)
@@ -119,8 +118,9 @@ class OpenSyscalls(SyscallBase):
         parent = VirtualDentry(walk.mount, walk.dentry)
         mode &= ~self.fs.umask
         with vfs_tmpfile(parent, mode, self.cred, not flags & abi.O_EXCL) as dentry:
-            flags &= ~abi.O_TMPFILE
-            return vfs_open(walk.mount, dentry, flags, self.cred, check=False)
+            file = vfs_open(walk.mount, dentry, flags & ~abi.O_TMPFILE, self.cred, check=False)
+            file.flags |= abi.O_TMPFILE
+            return file
 
     def _open_create(self, walk: Walk, path: bytes, flags: int, mode: int) -> FileDescription:
         """Linux: ``open_last_lookups`` and ``lookup_open`` for O_CREAT."""

@@ -57,9 +57,7 @@ class ReadWriteSyscalls(SyscallBase):
         self, fd: int, buffers: Sequence[WritableBuffer], offset: int, flags: int = 0
     ) -> int:
         """preadv2(2); offset -1 means the file position. Raises: EOPNOTSUPP for other RWF flags."""
-        return self._transfer(
-            fd, _views(buffers), _offset_or_position(offset), _rwf(flags), vfs_read
-        )
+        return self._transfer(fd, _views(buffers), _offset_or_position(offset), flags, vfs_read)
 
     def write(self, fd: int, data: ReadableBuffer) -> int:
         """write(2) at the file position."""
@@ -79,9 +77,7 @@ class ReadWriteSyscalls(SyscallBase):
         self, fd: int, buffers: Sequence[ReadableBuffer], offset: int, flags: int = 0
     ) -> int:
         """pwritev2(2); offset -1 means the file position."""
-        return self._transfer(
-            fd, _views(buffers), _offset_or_position(offset), _rwf(flags), vfs_write
-        )
+        return self._transfer(fd, _views(buffers), _offset_or_position(offset), flags, vfs_write)
 
     def _transfer(
         self,
@@ -95,8 +91,12 @@ class ReadWriteSyscalls(SyscallBase):
         with self._held_file(fd) as file:
             if offset is not None and not file.seekable:
                 raise oserror(errno.ESPIPE)
-            if flags & abi.RWF_APPEND and flags & abi.RWF_NOAPPEND:
-                raise oserror(errno.EINVAL)
+            if flags:
+                if not (file.writable if operation is vfs_write else file.readable):
+                    raise oserror(errno.EBADF)
+                if not any(map(len, buffers)):
+                    return 0
+                _check_rw_flags(flags)
             position = file.position if file.seekable else 0
             start = position if offset is None else offset
             nonblocking = bool(file.flags & abi.O_NONBLOCK or flags & abi.RWF_NOWAIT)
@@ -249,7 +249,9 @@ def _offset_or_position(offset: int) -> int | None:
     return None if offset == -1 else offset
 
 
-def _rwf(flags: int) -> int:
+def _check_rw_flags(flags: int) -> None:
+    """Linux: ``kiocb_set_rw_flags``. Raises: EOPNOTSUPP, EINVAL."""
     if flags & ~abi.RWF_SUPPORTED:
         raise oserror(errno.EOPNOTSUPP)
-    return flags
+    if flags & abi.RWF_APPEND and flags & abi.RWF_NOAPPEND:
+        raise oserror(errno.EINVAL)

@@ -1,0 +1,233 @@
+"""Operations on open directories."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from struct import Struct
+from typing import TYPE_CHECKING, Final
+
+from harness.fuse import abi
+from harness.fuse.buffers import length_of, scatter
+from vfs.abi import O_DIRECTORY, S_IFBLK, S_IFCHR, S_IFREG, X_OK
+from vfs.namei import step
+from vfs.operations import vfs_fsync, vfs_open
+from vfs.permission import inode_permission
+
+if TYPE_CHECKING:
+    from harness.fuse.buffers import Segments
+    from harness.fuse.handles import DirectoryHandle
+    from harness.fuse.request import Header
+    from harness.fuse.server import FuseServer
+    from vfs.file import DirectoryEntry
+
+_MASK64: Final = (1 << 64) - 1
+_DT_UNKNOWN: Final = 0
+_DEVICES: Final = (S_IFCHR >> 12, S_IFBLK >> 12)
+_UNKNOWN_ENTRY: Final = bytes(abi.ENTRY_OUT_SIZE)
+# By the length of the name in words of 8 bytes: a record whose name is padded with NULs.
+_RECORDS: Final = [Struct(f"<QQII{8 * words}s") for words in range(33)]
+_RECORDS_PLUS: Final = [Struct(f"<128sQQII{8 * words}s") for words in range(33)]
+
+
+def opendir(
+    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
+) -> int:
+    node = server.nodes.by_id.get(header[3])
+    if node is None:
+        return -errno.ESTALE
+    if not node.inode.is_dir:
+        return -errno.ENOTDIR
+    cred = server.caller(header, body)
+    file = vfs_open(node.mount, node.dentry, O_DIRECTORY, cred)
+    fh = server.handles.add_directory(file)
+    abi.OPEN_OUT.pack_into(out, at, fh, node.group.policy.directory_flags, 0)
+    return 16
+
+
+def releasedir(
+    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
+) -> int:
+    handle = server.handles.directories.pop(abi.RELEASE_IN.unpack_from(body)[0], None)
+    if handle is None:
+        return -errno.EBADF
+    if server.locks is not None:
+        server.locks.release(handle.file.inode, handle.file)
+    handle.rewind()
+    handle.file.put()
+    return 0
+
+
+def fsyncdir(
+    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
+) -> int:
+    fh, flags, _ = abi.FSYNC_IN.unpack_from(body)
+    handle = server.handles.directories.get(fh)
+    if handle is None:
+        return -errno.EBADF
+    vfs_fsync(handle.file, bool(flags & abi.FSYNC_FDATASYNC))
+    return 0
+
+
+def readdir(
+    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
+) -> int:
+    return _list(server, header, body, segments, out, at, False)
+
+
+def readdirplus(
+    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
+) -> int:
+    return _list(server, header, body, segments, out, at, True)
+
+
+def _list(
+    server: FuseServer,
+    header: Header,
+    body: bytes,
+    segments: Segments,
+    out: memoryview,
+    at: int,
+    plus: bool,
+) -> int:
+    """FUSE_READDIR(PLUS): as many records as fit in the size asked for. Linux: ``fuse_readdir``.
+
+    EINVAL if not even one fits, as getdents64(2) says; an error after the first record waits for
+    the next request.
+    """
+    fh, offset, size, _, _, _, _ = abi.READ_IN.unpack_from(body)
+    handle = server.handles.directories.get(fh)
+    if handle is None:
+        return -errno.EBADF
+    end = at + size
+    room: Segments = ()
+    if end <= len(out):
+        view = out[at:end]
+    else:
+        room = [out[at:], *segments[1:]] if at else segments[1:]
+        view = memoryview(bytearray(min(size, length_of(room))))
+    try:
+        if plus:
+            may_look = server.default_permissions or _may_search(server, header, body, handle)
+            used = _fill_plus(server, handle, handle.seek(offset), view, may_look)
+        else:
+            used = _fill(server, handle, handle.seek(offset), view)
+    except BaseException:
+        handle.rewind()
+        raise
+    if not used and handle.pending is not None:
+        return -errno.EINVAL
+    if room:
+        scatter(view[:used], room)
+    return used
+
+
+def _may_search(server: FuseServer, header: Header, body: bytes, handle: DirectoryHandle) -> bool:
+    """Without search permission the names may be listed, but not looked up."""
+    try:
+        inode_permission(handle.file.inode, server.caller(header, body), X_OK)
+    except PermissionError:
+        return False
+    return True
+
+
+def _fill(
+    server: FuseServer, handle: DirectoryHandle, entries: Iterator[DirectoryEntry], view: memoryview
+) -> int:
+    group = server.nodes.group(handle.file.mount)
+    ino_base = group.ino_base if group.unique_inodes else 0
+    hide = _DEVICES if server.nodes.emulate_devices else ()
+    end = len(view)
+    used = 0
+    entry = handle.pending
+    try:
+        while True:
+            if entry is None:
+                entry = next(entries, None)
+                if entry is None:
+                    break
+            name, ino, kind, cookie = entry
+            length = len(name)
+            words = length + 7 >> 3
+            following = used + 24 + (words << 3)
+            if following > end:
+                break
+            if kind in hide:
+                kind = _DT_UNKNOWN
+            _RECORDS[words].pack_into(
+                view, used, (ino | ino_base) & _MASK64, cookie, length, kind, name
+            )
+            used = following
+            handle.cookie = cookie
+            entry = None
+    except OSError:
+        if not used:
+            raise
+        handle.iterator = None
+    handle.pending = entry
+    return used
+
+
+def _fill_plus(
+    server: FuseServer,
+    handle: DirectoryHandle,
+    entries: Iterator[DirectoryEntry],
+    view: memoryview,
+    may_look: bool,
+) -> int:
+    """As ``_fill``, with each name looked up, and the lookup counted, once its record fits.
+
+    "." and "..", and what cannot be looked up, go without: node id 0 tells the client so.
+    """
+    nodes = server.nodes
+    directory = handle.file.dentry
+    group = nodes.group(handle.file.mount)
+    ino_base = group.ino_base if group.unique_inodes else 0
+    hide = _DEVICES if nodes.emulate_devices else ()
+    end = len(view)
+    used = 0
+    entry = handle.pending
+    try:
+        while True:
+            if entry is None:
+                entry = next(entries, None)
+                if entry is None:
+                    break
+            name, ino, kind, cookie = entry
+            length = len(name)
+            words = length + 7 >> 3
+            following = used + 152 + (words << 3)
+            if following > end:
+                break
+            told = _UNKNOWN_ENTRY
+            if may_look and name != b"." and name != b"..":
+                try:
+                    dentry = step(directory, name)
+                except OSError:
+                    dentry = None
+                if dentry is not None:
+                    if dentry.mounted:
+                        node = nodes.enter_mounted(group, dentry)
+                    else:
+                        node = nodes.enter(group, dentry)
+                    wire = node.wire
+                    if wire is not None and wire is node.inode.wire:
+                        told = node.entry
+                    else:
+                        told = nodes.renew(node)
+                    if hide and node.is_device:
+                        kind = S_IFREG >> 12
+            elif kind in hide:
+                kind = _DT_UNKNOWN
+            _RECORDS_PLUS[words].pack_into(
+                view, used, told, (ino | ino_base) & _MASK64, cookie, length, kind, name
+            )
+            used = following
+            handle.cookie = cookie
+            entry = None
+    except OSError:
+        if not used:
+            raise
+        handle.iterator = None
+    handle.pending = entry
+    return used

@@ -1,0 +1,92 @@
+"""Handles: what OPEN and OPENDIR gave out, until RELEASE and RELEASEDIR."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from vfs.errors import InvariantViolation
+from vfs.operations import vfs_iterate
+
+if TYPE_CHECKING:
+    from vfs.file import DirectoryEntry, FileDescription
+
+
+class DirectoryHandle:
+    """An open directory and where its listing stands. Linux: ``struct file`` with its f_pos.
+
+    The iterator lives from one READDIR to the next, so that a listing is one pass and not one per
+    reply; a client that seeks starts a new one. ``pending`` was read and did not fit.
+    """
+
+    __slots__ = ("cookie", "file", "iterator", "pending")
+
+    def __init__(self, file: FileDescription) -> None:
+        """Takes over the caller's reference on ``file``."""
+        self.file = file
+        self.iterator: Iterator[DirectoryEntry] | None = None
+        self.pending: DirectoryEntry | None = None
+        self.cookie = 0
+
+    def seek(self, cookie: int) -> Iterator[DirectoryEntry]:
+        """The entries from ``cookie`` on, ``pending`` first.
+
+        Raises: ENOENT (the directory is deleted); the filesystem's.
+        """
+        iterator = self.iterator
+        if iterator is None or cookie != self.cookie:
+            self.pending = None
+            self.cookie = cookie
+            self.iterator = iterator = vfs_iterate(self.file, cookie)
+        return iterator
+
+    def rewind(self) -> None:
+        """Forget the iterator; the next READDIR starts one at its own offset."""
+        self.iterator = None
+        self.pending = None
+
+
+class HandleTable:
+    """The open files and directories of a session; one number space. Linux: ``fuse_file.fh``.
+
+    Holds one reference on each description.
+    """
+
+    __slots__ = ("_next", "directories", "files")
+
+    def __init__(self) -> None:
+        self.files: dict[int, FileDescription] = {}
+        self.directories: dict[int, DirectoryHandle] = {}
+        self._next = 1
+
+    def add_file(self, file: FileDescription) -> int:
+        """A handle for ``file``; takes over the caller's reference."""
+        fh = self._next
+        self._next = fh + 1
+        self.files[fh] = file
+        return fh
+
+    def add_directory(self, file: FileDescription) -> int:
+        """A handle for the open directory ``file``; takes over the caller's reference."""
+        fh = self._next
+        self._next = fh + 1
+        self.directories[fh] = DirectoryHandle(file)
+        return fh
+
+    def descriptions(self) -> list[FileDescription]:
+        """Every open file and directory, borrowed."""
+        return [*self.files.values(), *(handle.file for handle in self.directories.values())]
+
+    def clear(self) -> None:
+        """Close everything."""
+        files = self.descriptions()
+        self.files.clear()
+        self.directories.clear()
+        for file in files:
+            file.put()
+
+    def check(self) -> None:
+        """Raises InvariantViolation if a handle names a dead description."""
+        for file in self.descriptions():
+            if file.count < 1:
+                raise InvariantViolation(f"{file!r} is dead but has a handle")

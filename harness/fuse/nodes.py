@@ -1,0 +1,305 @@
+"""The node table: which dentry a node id means, and how often the client was told so.
+
+Linux: the server's half of ``fuse_inode``. A node exists while the client's lookup count is above
+zero; FORGET takes it down. A directory's node belongs to its dentry, any other file's to its
+inode, so that hard links share a page cache in the client; both per mount.
+"""
+
+from __future__ import annotations
+
+import logging
+from struct import Struct
+from typing import TYPE_CHECKING
+
+from harness.fuse import abi
+from vfs.abi import S_IFBLK, S_IFCHR, S_IFDIR, S_IFMT, S_IFREG, major, minor
+from vfs.errors import InvariantViolation
+from vfs.inode import Inode
+from vfs.mount import Mount, VirtualDentry
+from vfs.namei import traverse_mounts
+from vfs.superblock import DCACHE_PINNED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from harness.fuse.cache import CachePolicy
+    from vfs.dentry import Dentry
+    from vfs.superblock import Superblock
+
+_log = logging.getLogger(__name__)
+_U32 = Struct("<I")
+_U64 = Struct("<Q")
+_MASK64 = (1 << 64) - 1
+# Above this bit a unique inode number carries the superblock's index, below it the file's own.
+_INO_SHIFT = 48
+# A file whose own number does not fit below gets one made of its node id, which has this bit.
+_INO_OF_NODE = 1 << 63
+_SECOND_NS = 10**9
+
+
+def pack_attributes(inode: Inode) -> bytes:
+    """The 88 bytes of ``fuse_attr``, kept in ``inode.wire`` until an attribute changes."""
+    atime, atime_ns = divmod(inode.atime_ns, _SECOND_NS)
+    mtime, mtime_ns = divmod(inode.mtime_ns, _SECOND_NS)
+    ctime, ctime_ns = divmod(inode.ctime_ns, _SECOND_NS)
+    wire = abi.ATTR.pack(
+        inode.ino & _MASK64, inode.size, inode.blocks, atime, mtime, ctime,
+        atime_ns, mtime_ns, ctime_ns, inode.mode, inode.nlink, inode.uid, inode.gid,
+        inode.rdev & 0xFFFFFFFF, inode.superblock.block_size, 0,
+    )  # fmt: skip
+    inode.wire = wire
+    return wire
+
+
+class MountNodes:
+    """The nodes of one mount, by dentry (directories) or inode, and how they are presented."""
+
+    __slots__ = (
+        "attr_ns", "attr_s", "entry_ns", "entry_s", "ino_base", "keep_unchanged", "mount", "nodes",
+        "policy", "unique_inodes",
+    )  # fmt: skip
+
+    def __init__(self, mount: Mount, policy: CachePolicy, ino_base: int, unique: bool) -> None:
+        """Borrows ``mount``, which every node holds."""
+        self.mount = mount
+        self.nodes: dict[Dentry | Inode, Node] = {}
+        self.policy = policy
+        self.entry_s, self.entry_ns = divmod(policy.entry_ns, _SECOND_NS)
+        self.attr_s, self.attr_ns = divmod(policy.attr_ns, _SECOND_NS)
+        self.keep_unchanged = policy.keep_unchanged and mount.superblock.dcache == DCACHE_PINNED
+        self.ino_base = ino_base
+        self.unique_inodes = unique
+
+
+class Node(VirtualDentry):
+    """What one node id stands for. Holds one reference on its mount and one on its dentry.
+
+    ``wire`` is the ``inode.wire`` from which ``entry`` (fuse_entry_out) and ``attr``
+    (fuse_attr_out) were packed: while it *is* the inode's, they are current, and the client, who
+    was given one of them, knows the inode as it is.
+    """
+
+    __slots__ = ("attr", "entry", "group", "inode", "is_device", "nlookup", "nodeid", "wire")
+    inode: Inode
+
+    def __init__(self, nodeid: int, group: MountNodes, dentry: Dentry, is_device: bool) -> None:
+        """Takes over the caller's reference on ``dentry``, takes its own on the mount."""
+        assert dentry.inode is not None
+        self.nodeid = nodeid
+        self.nlookup = 1
+        self.group = group
+        self.mount = group.mount.get()
+        self.dentry = dentry
+        self.inode = dentry.inode
+        self.is_device = is_device
+        self.wire: bytes | None = None
+        self.entry = b""
+        self.attr = b""
+
+    def ino(self) -> int:
+        """The inode number that the client sees."""
+        group, ino = self.group, self.inode.ino & _MASK64
+        if not group.unique_inodes:
+            return ino
+        if ino >> _INO_SHIFT:
+            return _INO_OF_NODE | self.nodeid
+        return group.ino_base | ino
+
+    def renew(self, generation: int, submount: bool) -> bytes:
+        """Pack ``entry`` and ``attr`` again from the inode; returns ``entry``."""
+        inode, group = self.inode, self.group
+        wire = inode.wire or pack_attributes(inode)
+        attr = wire
+        if group.unique_inodes:
+            attr = _U64.pack(self.ino()) + attr[8:]
+        if submount:
+            attr = attr[:84] + _U32.pack(abi.ATTR_SUBMOUNT)
+        if self.is_device:
+            fields = list(abi.ATTR.unpack(attr))
+            fields[1] = fields[2] = fields[13] = 0  # size, blocks, rdev
+            fields[9] = S_IFREG | fields[9] & ~S_IFMT
+            attr = abi.ATTR.pack(*fields)
+        self.wire = wire
+        self.attr = abi.ATTR_OUT.pack(group.attr_s, group.attr_ns, 0, attr)
+        self.entry = abi.ENTRY_OUT.pack(
+            self.nodeid,
+            generation,
+            group.entry_s,
+            group.attr_s,
+            group.entry_ns,
+            group.attr_ns,
+            attr,
+        )
+        return self.entry
+
+    def __repr__(self) -> str:
+        return f"Node({self.nodeid} {self.dentry!r} nlookup={self.nlookup})"
+
+
+class NodeTable:
+    """All nodes of one session. Needs the VFS lock.
+
+    ``emulate_devices`` presents device nodes that have a driver in our registry as regular files.
+    ``submounts`` (negotiated) announces mount points; without it one client superblock covers
+    everything, and ``unique_inodes`` keeps inode numbers of different superblocks apart.
+    ``generation`` tells sessions apart, because each counts its node ids from 1.
+    """
+
+    __slots__ = (
+        "_next_id", "_policy", "_superblocks", "_underflows", "by_id", "emulate_devices",
+        "generation", "groups", "root", "submounts", "unique_inodes",
+    )  # fmt: skip
+
+    def __init__(
+        self, policy: Callable[[Superblock], CachePolicy], emulate_devices: bool = False
+    ) -> None:
+        self._policy = policy
+        self.emulate_devices = emulate_devices
+        self.submounts = False
+        self.unique_inodes = False
+        self.generation = 0
+        self.by_id: dict[int, Node] = {}
+        self.groups: dict[Mount, MountNodes] = {}
+        self._superblocks: dict[Superblock, int] = {}
+        self._next_id = abi.ROOT_ID
+        self._underflows = 0
+        self.root: Node | None = None
+
+    def plant(self, root: VirtualDentry, generation: int) -> None:
+        """Start a session: node 1 is ``root``, which is held until ``clear``."""
+        self.generation = generation
+        dentry = root.dentry.superblock.vfs.dcache.hold(root.dentry)
+        self.root = self.enter(self.group(root.mount), dentry)
+
+    def group(self, mount: Mount) -> MountNodes:
+        """The nodes of ``mount``; a new group joins the table with its first node."""
+        group = self.groups.get(mount)
+        if group is None:
+            superblock = mount.superblock
+            index = self._superblocks.setdefault(superblock, len(self._superblocks))
+            base = index << _INO_SHIFT & _INO_OF_NODE - 1
+            group = MountNodes(mount, self._policy(superblock), base, self.unique_inodes)
+        return group
+
+    def enter(self, group: MountNodes, dentry: Dentry) -> Node:
+        """Count one lookup of ``dentry``; takes over the caller's reference on it."""
+        inode = dentry.inode
+        assert inode is not None
+        is_dir = inode.mode & S_IFMT == S_IFDIR
+        node = group.nodes.get(dentry if is_dir else inode)
+        if node is not None:
+            node.nlookup += 1
+            if node.dentry is dentry:
+                dentry.put()
+            else:
+                # Another name of the file, or a new dentry for the same: the latest is the best
+                # known to exist.
+                node.dentry.put()
+                node.dentry = dentry
+            return node
+        nodeid = self._next_id
+        self._next_id = nodeid + 1
+        is_device = self.emulate_devices and self._has_driver(inode)
+        node = Node(nodeid, group, dentry, is_device)
+        if not group.nodes:
+            self.groups[group.mount] = group
+        group.nodes[dentry if is_dir else inode] = self.by_id[nodeid] = node
+        return node
+
+    @staticmethod
+    def _has_driver(inode: Inode) -> bool:
+        kind = inode.mode & S_IFMT
+        if kind not in (S_IFCHR, S_IFBLK):
+            return False
+        devices = inode.superblock.vfs.devices
+        return devices.lookup(kind, major(inode.rdev), minor(inode.rdev)) is not None
+
+    def enter_mounted(self, group: MountNodes, dentry: Dentry) -> Node:
+        """As ``enter``, for a dentry that something may be mounted on: crosses onto it."""
+        mount, root = traverse_mounts(group.mount, dentry)
+        if root is not dentry:
+            root.superblock.vfs.dcache.hold(root)
+            assert root.inode is not None
+            root.inode.refresh()
+            group = self.group(mount)
+            node = self.enter(group, root)
+            dentry.put()
+            return node
+        return self.enter(group, dentry)
+
+    def entry(self, node: Node) -> bytes:
+        """The current fuse_entry_out of ``node``."""
+        wire = node.inode.wire
+        if wire is not None and wire is node.wire:
+            return node.entry
+        return self.renew(node)
+
+    def renew(self, node: Node) -> bytes:
+        """Pack ``node`` again; returns its entry."""
+        submount = (
+            self.submounts
+            and node.dentry is node.mount.root
+            and node is not self.root
+            and node.inode.is_dir
+        )
+        return node.renew(self.generation, submount)
+
+    def forget(self, nodeid: int, nlookup: int) -> None:
+        """Take ``nlookup`` lookups back. More than were given is the client's error: clamped."""
+        node = self.by_id.get(nodeid)
+        if node is None or nlookup > node.nlookup - (node is self.root):
+            self._underflows += 1
+            if self._underflows == 1:
+                _log.warning("FORGET of %d lookups of node %d: never given", nlookup, nodeid)
+            if node is None:
+                return
+            nlookup = node.nlookup - (node is self.root)
+        node.nlookup -= nlookup
+        if not node.nlookup:
+            self._drop(node)
+
+    def _drop(self, node: Node) -> None:
+        group, inode = node.group, node.inode
+        del self.by_id[node.nodeid]
+        del group.nodes[node.dentry if inode.is_dir else inode]
+        if not group.nodes:
+            del self.groups[group.mount]
+        node.put()
+
+    def clear(self) -> None:
+        """The session ended: every reference is given back; ids start again."""
+        nodes = list(self.by_id.values())
+        self.root = None
+        self.by_id.clear()
+        self.groups.clear()
+        self._superblocks.clear()
+        self._next_id = abi.ROOT_ID
+        for node in nodes:
+            node.put()
+
+    def check(self) -> None:
+        """Raises InvariantViolation on the first broken rule of the table."""
+        if self.by_id.get(abi.ROOT_ID) is not self.root:
+            raise InvariantViolation("node 1 is not the root")
+        if self.root is None and self.by_id:
+            raise InvariantViolation("there are nodes outside of a session")
+        seen = 0
+        for mount, group in self.groups.items():
+            if group.mount is not mount or not group.nodes:
+                raise InvariantViolation(f"{mount!r}: an empty or misplaced group of nodes")
+            if mount.count < len(group.nodes):
+                raise InvariantViolation(f"{mount!r} has fewer references than nodes")
+            for key, node in group.nodes.items():
+                seen += 1
+                if self.by_id.get(node.nodeid) is not node or node.group is not group:
+                    raise InvariantViolation(f"{node!r} is not where its mount has it")
+                if key is not (node.dentry if node.inode.is_dir else node.inode):
+                    raise InvariantViolation(f"{node!r} has the wrong key")
+                if node.mount is not mount or node.dentry.superblock is not mount.superblock:
+                    raise InvariantViolation(f"{node!r} sits on the wrong mount")
+                if node.nlookup < 1 or node.nodeid >= self._next_id:
+                    raise InvariantViolation(f"{node!r}: a lookup count or id out of range")
+                if node.dentry.inode is not node.inode or node.dentry.count < 1:
+                    raise InvariantViolation(f"{node!r} holds a dead or foreign dentry")
+        if seen != len(self.by_id):
+            raise InvariantViolation("a node belongs to no mount")

@@ -1,0 +1,435 @@
+"""The FUSE server: from a request's bytes to the VFS and back. No transport is known here.
+
+``handle`` finds the request's pieces where Linux puts them (virtio-fs: header, arguments | header,
+results, each its own segment; /dev/fuse: one buffer each way) and anything else by copying. A row
+of the opcode table does the rest.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
+
+from harness.fuse import abi, session
+from harness.fuse.buffers import Segments, gather, length_of, scatter, skip
+from harness.fuse.cache import AUTO, CachePolicy
+from harness.fuse.handles import HandleTable
+from harness.fuse.identity import Identities, supplementary_groups
+from harness.fuse.nodes import NodeTable
+from harness.fuse.opcodes import BY_NUMBER, DATA_IN, NAMES, PLAIN, SILENT
+from harness.fuse.parking import Parking
+from harness.fuse.request import NO_REPLY, Handler, Header
+from harness.wire import PENDING
+from vfs.errors import WouldBlock, oserror
+from vfs.locks import LockManager
+
+if TYPE_CHECKING:
+    from vfs.credentials import Credentials
+    from vfs.file import FileDescription
+    from vfs.mount import VirtualDentry
+    from vfs.superblock import Superblock
+    from vfs.virtual_filesystem import VirtualFilesystem
+    from vfs.wait import WaitQueue
+
+_log = logging.getLogger(__name__)
+_R = TypeVar("_R")
+
+# The table as the server indexes it: (handler, bytes of arguments, bytes of result, kind).
+_Row = tuple[Handler, int, int, int]
+_ROWS: Final = 64
+_UNKNOWN: Final[_Row] = (session.not_implemented, 0, 0, PLAIN)
+_INIT: Final = 26
+_NO_GROUPS: Final[frozenset[int]] = frozenset()
+_EMPTY: Final = memoryview(bytearray())
+# The largest request but for data is SETXATTR's, the largest reply READ's.
+_BODY_MAX: Final = abi.MAX_WRITE + (64 << 10)
+# What the kernel takes for an error (fuse_dev_do_write refuses the rest).
+_ERRNO_END: Final = 512
+
+_in_header = abi.IN_HEADER.unpack_from
+_out_header = abi.OUT_HEADER.pack_into
+
+
+def _rows(minor: int) -> list[_Row]:
+    """The rows that a client of 7.``minor`` may use."""
+    rows = [_UNKNOWN] * _ROWS
+    for row in BY_NUMBER.values():
+        if row.since <= minor or row.kind == SILENT:
+            size = 0 if row.arguments is None else row.arguments.size
+            rows[row.number] = (row.handler, size, row.result, row.kind)
+    return rows
+
+
+def _rows_before_init() -> list[_Row]:
+    rows: list[_Row] = [(session.before_init, 0, 0, PLAIN)] * _ROWS
+    for row in BY_NUMBER.values():
+        if row.kind == SILENT:
+            rows[row.number] = (session.silence, 0, 0, SILENT)
+    init = BY_NUMBER[_INIT]
+    rows[_INIT] = (init.handler, abi.INIT_IN.size, init.result, PLAIN)
+    return rows
+
+
+_BEFORE_INIT: Final = _rows_before_init()
+
+
+class _Scattered:
+    """A completion that copies a reply from its bounce buffer to where the client wants it."""
+
+    __slots__ = ("_bounce", "_completion", "_reply")
+
+    def __init__(
+        self, bounce: memoryview, reply: Segments, completion: Callable[[int], None]
+    ) -> None:
+        self._bounce = bounce
+        self._reply = reply
+        self._completion = completion
+
+    def __call__(self, length: int) -> None:
+        scatter(self._bounce[:length], self._reply)
+        self._completion(length)
+
+
+class PollWaiter:
+    """Wakes the client's pollers of one file, once. Linux: FUSE_NOTIFY_POLL."""
+
+    __slots__ = ("_file", "_kh", "_server", "queue")
+
+    def __init__(
+        self, server: FuseServer, kh: int, file: FileDescription, queue: WaitQueue
+    ) -> None:
+        self._server = server
+        self._kh = kh
+        self._file = file
+        self.queue = queue
+
+    def __call__(self) -> None:
+        server = self._server
+        server.polls.pop((self._kh, self._file), None)
+        notify = server.notify
+        if notify is not None:
+            try:
+                notify(abi.NOTIFY_POLL, abi.NOTIFY_POLL_WAKEUP_OUT.pack(self._kh))
+            except OSError as error:
+                _log.warning("a poll wake-up did not reach the client: %s", error.strerror)
+
+
+class FuseServer:
+    """One FUSE session over one VFS. Linux: the userspace end of ``struct fuse_conn``.
+
+    Implements ``harness.wire.FuseHandler``. Options:
+
+    ``default_permissions``
+        the client's kernel checks permissions (virtio-fs always; /dev/fuse with the mount option
+        of that name, which must agree). Otherwise the checks are ours.
+    ``cache``
+        what the client may keep: a policy, or one for each filesystem type by name, where ``"*"``
+        is for the others.
+    ``announce_submounts``
+        tell mount points to a client that can take them (FUSE_SUBMOUNTS); it gives each mount its
+        own st_dev. A client that cannot sees one superblock; ``unique_inodes`` then keeps inode
+        numbers of different filesystems apart (None: exactly then).
+    ``devices``
+        ``"emulate"`` presents device nodes whose driver is registered here as regular files, so
+        that a guest reads a device that lives in this process. MS_NODEV still counts.
+    ``locks``, ``local_locks``
+        where record locks and flocks live (None: a manager of its own), shared by servers whose
+        clients share files. ``local_locks`` leaves locks to each client, unseen by others, and
+        saves it a FLUSH for every close.
+    ``allow_idmap``
+        lets the client mount with mapped ids (FUSE_ALLOW_IDMAP). Linux refuses a session that asks
+        for it without ``default_permissions`` on the mount.
+    ``notify``
+        sends the client an unasked-for message: ``notify(code, payload)``. Set by a transport
+        that can, before the session starts.
+
+    ``counts`` is the number of requests by opcode (0: unknown ones).
+    """
+
+    __slots__ = (
+        "_cache", "_identities", "_lock", "_root", "_rows", "_sessions", "counts",
+        "default_permissions", "flags", "handles", "locks", "minor", "nodes", "notify", "parking",
+        "polls", "unique_inodes", "vfs", "wanted_flags",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        vfs: VirtualFilesystem,
+        root: VirtualDentry,
+        *,
+        default_permissions: bool = True,
+        cache: CachePolicy | Mapping[str, CachePolicy] = AUTO,
+        announce_submounts: bool = True,
+        unique_inodes: bool | None = None,
+        devices: Literal["node", "emulate"] = "node",
+        locks: LockManager | None = None,
+        local_locks: bool = False,
+        allow_idmap: bool = False,
+        notify: Callable[[int, bytes], None] | None = None,
+    ) -> None:
+        """Borrows ``root`` for its whole life; holds references in a session only."""
+        self.vfs = vfs
+        self._lock = vfs.lock
+        self._root = root
+        self._cache = cache
+        self.default_permissions = default_permissions
+        self.unique_inodes = unique_inodes
+        self.locks = None if local_locks else locks or LockManager()
+        self.notify = notify
+        self.wanted_flags = session.ALWAYS_WANTED
+        if announce_submounts:
+            self.wanted_flags |= abi.SUBMOUNTS
+        if allow_idmap:
+            self.wanted_flags |= abi.ALLOW_IDMAP
+        if self.locks is not None:
+            self.wanted_flags |= abi.POSIX_LOCKS | abi.FLOCK_LOCKS
+        self.minor = 0
+        self.flags = 0
+        self.counts = [0] * _ROWS
+        self._sessions = 0
+        self._rows = _BEFORE_INIT
+        self._identities = Identities(default_permissions)
+        self.parking = Parking(vfs.lock)
+        self.polls: dict[tuple[int, FileDescription], PollWaiter] = {}
+        self.handles = HandleTable()
+        self.nodes = NodeTable(self._policy, devices == "emulate")
+
+    def _policy(self, superblock: Superblock) -> CachePolicy:
+        policies = self._cache
+        if isinstance(policies, CachePolicy):
+            return policies
+        return policies.get(superblock.type.name) or policies.get("*", AUTO)
+
+    # The transport's side
+
+    def handle(self, request: Segments, reply: Segments, completion: Callable[[int], None]) -> int:
+        """Serve one request, as ``harness.wire.FuseHandler.handle`` says. Never raises."""
+        first = _EMPTY
+        unique = 0
+        try:
+            head = request[0] if request else _EMPTY
+            start = len(head)
+            if start < 40:
+                return self._gathered(request, reply, completion)
+            header: Header = _in_header(head)
+            length, opcode, unique, _, _, _, _, _, _ = header
+            if opcode < _ROWS:
+                handler, arguments, result, kind = self._rows[opcode]
+                self.counts[opcode] += 1
+            else:
+                handler, arguments, result, kind = _UNKNOWN
+                self.counts[0] += 1
+            out, at = _EMPTY, 0
+            if kind != SILENT:
+                out = first = reply[0] if reply else _EMPTY
+                room = len(out) - 16
+                at = 16
+                if not room and len(reply) > 1:
+                    out = reply[1]
+                    room = len(out)
+                    at = 0
+                if room < result:
+                    self.counts[opcode if opcode < _ROWS else 0] -= 1
+                    return self._bounced(request, reply, completion)
+            size = length - 40
+            if kind == DATA_IN:
+                body = b""
+                segments = request
+            else:
+                segments = reply
+                if start == 40 and len(request) == 2 and len(request[1]) == size:
+                    body = request[1].tobytes() if size <= _BODY_MAX else b""
+                elif start == length and size <= _BODY_MAX:
+                    body = head[40:].tobytes()
+                elif 0 <= size <= _BODY_MAX:
+                    body = gather(skip(request, 40), size)
+                else:
+                    body = b""
+                if len(body) != size or size < arguments:
+                    return self._error(first, unique, errno.EINVAL)
+            with self._lock:
+                try:
+                    count = handler(self, header, body, segments, out, at)
+                except WouldBlock as stop:
+                    return self._park(
+                        stop.queue, handler, header, body, segments, out, at, first, completion
+                    )
+            if count >= 0:
+                _out_header(first, 0, 16 + count, 0, unique)
+                return 16 + count
+            if count == NO_REPLY:
+                return 0
+            _out_header(first, 0, 16, count, unique)
+            return 16
+        except Exception as error:
+            return self._failed(first, unique, error)
+
+    def drain(self) -> None:
+        """Answer every request that waits, with EINTR."""
+        self.parking.interrupt_all()
+
+    def reset(self) -> None:
+        """End the session: its requests, polls, locks, handles and nodes; every reference is given
+        back. The next request must be INIT.
+        """
+        self.parking.close()
+        with self._lock:
+            self._rows = _BEFORE_INIT
+            for waiter in list(self.polls.values()):
+                waiter.queue.remove(waiter)
+            self.polls.clear()
+            if self.locks is not None:
+                for file in self.handles.descriptions():
+                    self.locks.release(file.inode, file)
+            self.handles.clear()
+            self.nodes.clear()
+
+    def check(self) -> None:
+        """Raises InvariantViolation on the first broken invariant of the session."""
+        with self._lock:
+            self.nodes.check()
+            self.handles.check()
+            if self.locks is not None:
+                self.locks.check()
+
+    def statistics(self) -> dict[str, int]:
+        """How many requests of which kind there were, the most frequent first."""
+        named = [(NAMES.get(number, "unknown"), n) for number, n in enumerate(self.counts) if n]
+        return dict(sorted(named, key=lambda item: -item[1]))
+
+    # The handlers' side; all under the VFS lock.
+
+    def start_session(self, minor: int, flags: int) -> None:
+        """INIT was agreed: begin with nothing but the root."""
+        self.reset()
+        self.minor = minor
+        self.flags = flags
+        nodes = self.nodes
+        nodes.submounts = bool(flags & abi.SUBMOUNTS)
+        unique = self.unique_inodes
+        nodes.unique_inodes = not nodes.submounts if unique is None else unique
+        nodes.plant(self._root, self._sessions)
+        self._sessions += 1
+        self._rows = _rows(minor)
+
+    def caller(self, header: Header, body: bytes) -> Credentials:
+        """Whose request it is. Raises: EINVAL for broken extensions."""
+        groups = _NO_GROUPS
+        extensions = header[7] * 8
+        if extensions:
+            if extensions > len(body):
+                raise oserror(errno.EINVAL)
+            groups = supplementary_groups(body[-extensions:])
+        return self._identities.of(header[4], header[5], header[6], groups)
+
+    @staticmethod
+    def strip_extensions(header: Header, body: bytes) -> bytes:
+        """``body`` without the extensions at its end."""
+        extensions = header[7] * 8
+        return body[:-extensions] if extensions else body
+
+    def unlocked(self, file: FileDescription, function: Callable[..., _R], *args: object) -> _R:
+        """``function(*args)`` without the VFS lock, while ``file`` is held."""
+        file.get()
+        self._lock.release()
+        try:
+            return function(*args)
+        finally:
+            self._lock.acquire()
+            file.put()
+
+    def schedule_poll(self, kh: int, file: FileDescription, queue: WaitQueue) -> None:
+        """Wake the client's poll handle ``kh`` when ``queue`` wakes."""
+        key = kh, file
+        waiter = self.polls.get(key)
+        if waiter is None:
+            waiter = self.polls[key] = PollWaiter(self, kh, file, queue)
+            queue.add(waiter)
+
+    def forget_polls(self, file: FileDescription) -> None:
+        """``file`` is released: nobody polls it any more."""
+        for key in [key for key in self.polls if key[1] is file]:
+            waiter = self.polls.pop(key)
+            waiter.queue.remove(waiter)
+
+    # Off the fast path
+
+    def _gathered(
+        self, request: Segments, reply: Segments, completion: Callable[[int], None]
+    ) -> int:
+        """A header in pieces: make the front of the request whole; data stays where it is."""
+        if len(request) < 2 or length_of(request) < abi.IN_HEADER_SIZE:
+            # Not even a request: there is no number to answer to.
+            return 0
+        head = memoryview(gather(request, abi.IN_HEADER_SIZE))
+        return self.handle([head, *skip(request, abi.IN_HEADER_SIZE)], reply, completion)
+
+    def _bounced(
+        self, request: Segments, reply: Segments, completion: Callable[[int], None]
+    ) -> int:
+        """A reply whose front is in pieces goes through a buffer of our own."""
+        room = length_of(reply)
+        if len(reply) < 2:
+            if room < abi.OUT_HEADER_SIZE:
+                return 0
+            return self._error(reply[0], _in_header(request[0])[2], errno.EIO)
+        bounce = memoryview(bytearray(min(room, _BODY_MAX)))
+        length = self.handle(request, (bounce,), _Scattered(bounce, reply, completion))
+        if length > 0:
+            scatter(bounce[:length], reply)
+        return length
+
+    @staticmethod
+    def _error(first: memoryview, unique: int, number: int) -> int:
+        """Answer with an errno; returns the reply's length (0 where no reply is expected)."""
+        if len(first) < abi.OUT_HEADER_SIZE:
+            return 0
+        _out_header(first, 0, abi.OUT_HEADER_SIZE, -number, unique)
+        return abi.OUT_HEADER_SIZE
+
+    def _failed(self, first: memoryview, unique: int, error: Exception) -> int:
+        """Answer a request whose handler raised: an OSError is its errno, all else our bug."""
+        if isinstance(error, OSError):
+            number = error.errno
+            if number is not None and 0 < number < _ERRNO_END:
+                return self._error(first, unique, number)
+        _log.error("request %d failed", unique, exc_info=error)
+        return self._error(first, unique, errno.EIO)
+
+    def _park(
+        self,
+        queue: WaitQueue,
+        handler: Handler,
+        header: Header,
+        body: bytes,
+        segments: Segments,
+        out: memoryview,
+        at: int,
+        first: memoryview,
+        completion: Callable[[int], None],
+    ) -> int:
+        """Let the request wait on ``queue``. Needs the lock, held since the handler gave up."""
+        unique = header[2]
+
+        def attempt() -> int:
+            try:
+                count = handler(self, header, body, segments, out, at)
+            except WouldBlock as stop:
+                return self._park(
+                    stop.queue, handler, header, body, segments, out, at, first, completion
+                )
+            except Exception as error:
+                return self._failed(first, unique, error)
+            if count < 0:
+                return self._error(first, unique, -count)
+            _out_header(first, 0, 16 + count, 0, unique)
+            return 16 + count
+
+        def fail(number: int) -> int:
+            return self._error(first, unique, number)
+
+        if self.parking.park(unique, queue, attempt, fail, completion):
+            return PENDING
+        return self._error(first, unique, errno.EINTR)
