@@ -95,7 +95,8 @@ class Dentry(RefCounted):
         inode, self.inode = self.inode, None
         parent = self.parent
         self.hashed = False
-        self.parent = self
+        # A root is its own parent: a cycle that would wait for the collector.
+        del self.parent
         super().release()
         if inode is not None:
             inode.put()

@@ -39,7 +39,8 @@ class FileDescription(RefCounted):
     directory's cookie.
 
     Class attributes: ``seekable`` False makes lseek and pread fail with ESPIPE and passes position
-    0; ``unlocked_io`` True has read, write and fsync called without the VFS lock.
+    0; ``unlocked_io`` True has read, write and fsync called without the VFS lock; ``nowait`` True
+    says that RWF_NOWAIT can be obeyed (FMODE_NOWAIT).
     """
 
     __slots__ = (
@@ -47,6 +48,7 @@ class FileDescription(RefCounted):
     )  # fmt: skip
     seekable: ClassVar[bool] = True
     unlocked_io: ClassVar[bool] = False
+    nowait: ClassVar[bool] = False
 
     def __init__(self, mount: Mount, dentry: Dentry, flags: int, cred: Credentials) -> None:
         assert dentry.inode is not None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from vfs import abi
 from vfs.errors import InvariantViolation, oserror
+from vfs.permission import generic_permission
 
 if TYPE_CHECKING:
     from vfs.credentials import Credentials
@@ -149,8 +150,6 @@ class Inode:
 
         Raises: EACCES.
         """
-        from vfs.permission import generic_permission
-
         generic_permission(self, cred, mask)
 
     def setattr(self, attributes: SetAttributes, cred: Credentials) -> None:

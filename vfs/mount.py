@@ -199,6 +199,8 @@ class Mount(RefCounted):
         if self.children or self.mountpoint is not None:
             raise InvariantViolation(f"{self!r} dies while attached")
         super().release()
+        # Unattached, a mount is its own parent: a cycle that would wait for the collector.
+        del self.parent
         self.root.put()
         self.superblock.put()
 

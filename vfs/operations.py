@@ -90,13 +90,15 @@ def instantiate(parent: Dentry, name: bytes, inode: Inode) -> Dentry:
     return negative
 
 
-def vfs_create(parent: VirtualDentry, name: bytes, mode: int, cred: Credentials) -> Dentry:
-    """A new regular file. ``mode``: permission bits, umask applied.
+def vfs_create(
+    parent: VirtualDentry, name: bytes, mode: int, cred: Credentials, umask: int = 0
+) -> Dentry:
+    """A new regular file. ``mode``: permission bits; ``umask`` takes some of them away.
 
     Raises: ENOTDIR, EEXIST, EINVAL, ENAMETOOLONG, EROFS, ENOENT, EACCES; the filesystem's.
     """
     directory = _start_creating(parent, name, cred)
-    mode = prepare_mode(directory, abi.S_IFREG | mode & abi.S_IALLUGO, cred)
+    mode = prepare_mode(directory, abi.S_IFREG | mode & abi.S_IALLUGO, cred, umask)
     return instantiate(parent.dentry, name, directory.create(name, mode, cred))
 
 
@@ -126,6 +128,7 @@ def vfs_mknod(
     rdev: int,
     cred: Credentials,
     trailing: bool = False,
+    umask: int = 0,
 ) -> Dentry:
     """A node of the type in ``mode``; 0 and S_IFREG make a regular file.
 
@@ -135,7 +138,7 @@ def vfs_mknod(
     may_mknod(mode)
     kind = mode & abi.S_IFMT
     directory = _start_creating(parent, name, cred, trailing)
-    mode = prepare_mode(directory, (kind or abi.S_IFREG) | mode & abi.S_IALLUGO, cred)
+    mode = prepare_mode(directory, (kind or abi.S_IFREG) | mode & abi.S_IALLUGO, cred, umask)
     if kind in (0, abi.S_IFREG):
         return instantiate(parent.dentry, name, directory.create(name, mode, cred))
     is_whiteout = kind == abi.S_IFCHR and rdev == 0
@@ -211,7 +214,7 @@ def vfs_link(
 
 
 def vfs_tmpfile(
-    parent: VirtualDentry, mode: int, cred: Credentials, linkable: bool = True
+    parent: VirtualDentry, mode: int, cred: Credentials, linkable: bool = True, umask: int = 0
 ) -> Dentry:
     """An unnamed regular file in ``parent``'s filesystem (O_TMPFILE), as a disconnected dentry.
 
@@ -220,7 +223,7 @@ def vfs_tmpfile(
     directory = _directory(parent)
     parent.mount.want_write()
     inode_permission(directory, cred, abi.W_OK | abi.X_OK)
-    mode = prepare_mode(directory, abi.S_IFREG | mode & abi.S_IALLUGO, cred)
+    mode = prepare_mode(directory, abi.S_IFREG | mode & abi.S_IALLUGO, cred, umask)
     inode = directory.tmpfile(mode, cred)
     inode.linkable = linkable
     superblock = directory.superblock
@@ -232,8 +235,8 @@ def vfs_tmpfile(
 
 def _find_victim(parent: VirtualDentry, name: bytes) -> Dentry:
     _directory(parent)
-    _check_name(name)
     parent.mount.want_write()
+    _check_name(name)
     victim = step(parent.dentry, name)
     if victim is None:
         raise oserror(errno.ENOENT)
@@ -319,8 +322,8 @@ def vfs_rename(
     if new_name in (b"", b".", b".."):
         raise oserror(errno.EEXIST if flags & abi.RENAME_NOREPLACE else errno.EBUSY)
     _directory(new_parent)
-    _check_name(new_name)
     with _find_victim(old_parent, old_name) as old:
+        _check_name(new_name)
         new = step(new_parent.dentry, new_name)
         try:
             _rename(
@@ -580,12 +583,14 @@ def _verify_area(buffers: Sequence[memoryview], offset: int) -> None:
         raise oserror(errno.EINVAL)
 
 
-def _content_changed(file: FileDescription) -> None:
-    """Linux: ``file_modified``: set-id bits, security.capability and times after a change."""
+def _content_changed(file: FileDescription, cred: Credentials | None) -> None:
+    """Linux: ``file_modified``: set-id bits, security.capability and times after a change that
+    ``cred`` made (None: the opener).
+    """
     inode = file.inode
     if inode.host_managed:
         return
-    kept = mode_after_write(inode, file.cred)
+    kept = mode_after_write(inode, cred or file.cred)
     if kept is not None:
         inode.mode = inode.mode & abi.S_IFMT | kept
     inode.killpriv()
@@ -613,11 +618,16 @@ def vfs_read(
 
 
 def vfs_write(
-    file: FileDescription, buffers: Sequence[memoryview], offset: int, flags: int = 0
+    file: FileDescription,
+    buffers: Sequence[memoryview],
+    offset: int,
+    flags: int = 0,
+    cred: Credentials | None = None,
 ) -> int:
     """Write ``buffers`` at ``offset``, or at the end for O_APPEND; returns the bytes written.
 
-    Drops set-id bits as the opener's credentials say, moves times, syncs for O_SYNC and O_DSYNC.
+    Drops set-id bits as ``cred`` says (the writer; None: the opener), moves times, syncs for O_SYNC
+    and O_DSYNC.
     Not under the VFS lock. Raises: EBADF, EFBIG, ENOSPC, WouldBlock; the filesystem's.
     """
     if not file.writable:
@@ -636,7 +646,7 @@ def vfs_write(
                 raise oserror(errno.EFBIG)
             count = file.write(buffers, offset, flags)
             if count and inode.is_regular:
-                _content_changed(file)
+                _content_changed(file, cred)
     if not inode.is_regular:
         return count
     if file.flags & abi.O_DSYNC or flags & (abi.RWF_DSYNC | abi.RWF_SYNC):
@@ -683,8 +693,10 @@ _FALLOCATE_MODES = (
 )  # fmt: skip
 
 
-def vfs_fallocate(file: FileDescription, mode: int, offset: int, length: int) -> None:
-    """Linux: ``vfs_fallocate``.
+def vfs_fallocate(
+    file: FileDescription, mode: int, offset: int, length: int, cred: Credentials | None = None
+) -> None:
+    """Linux: ``vfs_fallocate``, by ``cred`` (None: the opener).
 
     Raises: EINVAL, EOPNOTSUPP, EBADF, EPERM, ESPIPE, EISDIR, ENODEV, EFBIG; the filesystem's.
     """
@@ -710,16 +722,23 @@ def vfs_fallocate(file: FileDescription, mode: int, offset: int, length: int) ->
     if offset + length > inode.superblock.max_bytes:
         raise oserror(errno.EFBIG)
     file.fallocate(mode, offset, length)
-    _content_changed(file)
+    _content_changed(file, cred)
 
 
 _COPY_CHUNK = 1 << 20
 
 
 def vfs_copy_file_range(
-    source: FileDescription, offset: int, target: FileDescription, target_offset: int, length: int
+    source: FileDescription,
+    offset: int,
+    target: FileDescription,
+    target_offset: int,
+    length: int,
+    cred: Credentials | None = None,
 ) -> int:
-    """Linux: ``vfs_copy_file_range``; returns the bytes copied. Not under the VFS lock.
+    """Linux: ``vfs_copy_file_range``, by ``cred`` (None: the opener of ``target``).
+
+    Returns the bytes copied. Not under the VFS lock.
 
     Raises: EISDIR, EINVAL (not regular files; overlapping ranges of one file), EBADF, EFBIG; what
     reading and writing raise, if nothing was copied.
@@ -746,7 +765,7 @@ def vfs_copy_file_range(
             copied = source.copy_range(offset, target, target_offset, length)
             if copied is not None:
                 if copied:
-                    _content_changed(target)
+                    _content_changed(target, cred)
                 return copied
     done = 0
     buffer = memoryview(bytearray(min(length, _COPY_CHUNK)))
@@ -755,7 +774,7 @@ def vfs_copy_file_range(
             count = vfs_read(source, [buffer[: length - done]], offset + done)
             if not count:
                 break
-            written = vfs_write(target, [buffer[:count]], target_offset + done)
+            written = vfs_write(target, [buffer[:count]], target_offset + done, 0, cred)
         except OSError:
             if done:
                 break

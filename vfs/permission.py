@@ -122,9 +122,9 @@ def may_delete(directory: Dentry, victim: Dentry, cred: Credentials, is_dir: boo
         raise oserror(errno.ENOENT)
 
 
-def prepare_mode(directory: Inode, mode: int, cred: Credentials) -> int:
-    """Linux: ``mode_strip_sgid``: a non-member cannot make a set-group-id executable in a setgid
-    directory, where the file would get the directory's group.
+def prepare_mode(directory: Inode, mode: int, cred: Credentials, umask: int) -> int:
+    """Linux: ``vfs_prepare_mode``: a non-member cannot make a set-group-id executable in a setgid
+    directory, where the file would get the directory's group; only then does the umask come.
     """
     both = abi.S_ISGID | abi.S_IXGRP
     if (
@@ -134,8 +134,8 @@ def prepare_mode(directory: Inode, mode: int, cred: Credentials) -> int:
         and not cred.in_group(directory.gid)
         and not cred.capable(CAP_FSETID)
     ):
-        return mode & ~abi.S_ISGID
-    return mode
+        mode &= ~abi.S_ISGID
+    return mode & ~umask
 
 
 def inode_init_owner(directory: Inode, mode: int, cred: Credentials) -> tuple[int, int, int]:

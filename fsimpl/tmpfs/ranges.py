@@ -16,17 +16,20 @@ class PageRanges:
     __slots__ = ("_ends",)
 
     def __init__(self) -> None:
-        self._ends = SortedDict()  # first page -> page after the last
+        # First page -> page after the last. Made with the first range: few files ever have one.
+        self._ends: SortedDict | None = None
 
     def __bool__(self) -> bool:
         return bool(self._ends)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        return iter(self._ends.items())
+        return iter(self._ends.items() if self._ends else ())
 
     def next_run(self, page: int) -> tuple[int, int] | None:
         """The part at or after ``page`` of the first range that has one."""
         ends = self._ends
+        if not ends:
+            return None
         at = ends.bisect_right(page) - 1
         if at >= 0:
             first, end = ends.peekitem(at)
@@ -49,6 +52,8 @@ class PageRanges:
     def add(self, first: int, end: int) -> None:
         """Put ``[first, end)`` in, joining what it touches."""
         ends = self._ends
+        if ends is None:
+            ends = self._ends = SortedDict()
         at = ends.bisect_left(first)
         if at and ends.peekitem(at - 1)[1] >= first:
             at -= 1
@@ -63,6 +68,8 @@ class PageRanges:
     def remove(self, first: int, end: int) -> int:
         """Take ``[first, end)`` out; returns how many of its pages were in the set."""
         ends = self._ends
+        if not ends:
+            return 0
         removed = 0
         run = self.next_run(first)
         while run is not None and run[0] < end:

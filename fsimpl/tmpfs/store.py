@@ -17,7 +17,7 @@ exported its buffer cannot be resized.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from sortedcontainers import SortedDict
@@ -53,7 +53,8 @@ class PageStore:
     def __init__(self, limit: Limit) -> None:
         self.limit = limit
         self.pages = 0
-        self._windows = SortedDict()  # window number -> Window, never empty
+        # Window number -> Window, never an empty one. Sorted when somebody first asks for an order.
+        self._windows: dict[int, Window] | SortedDict = {}
         self._promised = PageRanges()  # charged, no bytes
         self._cleared = PageRanges()  # those of _promised that count as data
 
@@ -303,9 +304,10 @@ class PageStore:
         if self._promised:
             freed = self._promised.remove(first, end)
             self._cleared.remove(first, end)
-        windows = self._windows
         last = end - 1 >> _WINDOW_PAGE_SHIFT
-        for index in list(windows.irange(first >> _WINDOW_PAGE_SHIFT, last)):
+        numbers = list(self._window_numbers(first >> _WINDOW_PAGE_SHIFT, last))
+        windows = self._windows
+        for index in numbers:
             base = index << _WINDOW_PAGE_SHIFT
             low, high = max(first - base, 0), min(end - base, WINDOW_PAGES)
             window = windows[index]
@@ -329,9 +331,19 @@ class PageStore:
         self.limit.give(freed)
         self.pages -= freed
 
+    def _window_numbers(self, first: int, last: int | None = None) -> Iterable[int]:
+        """The numbers of the windows from ``first`` to ``last``, in order."""
+        windows = self._windows
+        if not isinstance(windows, SortedDict):
+            if len(windows) < 2:
+                return [n for n in windows if n >= first and (last is None or n <= last)]
+            self._windows = windows = SortedDict(windows)
+        numbers: Iterable[int] = windows.irange(first, last)
+        return numbers
+
     def _next_stored_run(self, page: int) -> tuple[int, int] | None:
         """The first run of pages with bytes at or after ``page``, cut at the end of its window."""
-        for index in self._windows.irange(page >> _WINDOW_PAGE_SHIFT):
+        for index in self._window_numbers(page >> _WINDOW_PAGE_SHIFT):
             window = self._windows[index]
             base = index << _WINDOW_PAGE_SHIFT
             low = max(page - base, 0)

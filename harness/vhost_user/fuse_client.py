@@ -388,7 +388,11 @@ class FuseClient:
         _IN_HEADER.pack_into(
             slot.header, 0, 40 + size, opcode, self._unique, nodeid, *self.credentials, 0, 0
         )
-        slot.arguments[:size] = payload
+        if split:
+            slot.fixed[:split] = payload[:split]
+            slot.arguments[: size - split] = payload[split:]
+        else:
+            slot.arguments[:size] = payload
         slot.length = -1
 
     def _submit(self, slot: _Slot, request: Request, reply_size: int) -> None:
@@ -434,6 +438,7 @@ class _Slot:
         "_results",
         "arguments",
         "error",
+        "fixed",
         "head",
         "header",
         "length",
@@ -445,10 +450,12 @@ class _Slot:
         self._queue = queue
         self._number = number
         self._capacity = capacity
-        headers = memory.allocate(64)
-        arguments, results = memory.allocate(capacity), memory.allocate(capacity)
+        headers = memory.allocate(128)
+        arguments = memory.allocate(capacity, _PAGE)
+        results = memory.allocate(capacity, _PAGE)
         self._addresses = (headers, arguments, headers + 40, results)
         self.header = memory.at(headers, 40)
+        self.fixed = memory.at(headers + 64, 64)
         self.arguments = memory.at(arguments, capacity)
         self._reply = memory.at(headers + 40, 16)
         self._results = memory.at(results, capacity)
@@ -468,8 +475,8 @@ class _Slot:
         header, arguments, reply, results = self._addresses
         readable = [(header, 40)]
         if split:
-            readable.append((arguments, split))
-        readable.extend(self._pages(arguments + split, size - split))
+            readable.append((header + 64, split))
+        readable.extend(self._pages(arguments, size - split))
         writable = [] if reply_size is None else [(reply, 16)]
         writable.extend(self._pages(results, reply_size or 0))
         self.sizes = (size, reply_size, split)

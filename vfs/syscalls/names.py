@@ -55,8 +55,8 @@ class NameSyscalls(SyscallBase):
         with self.vfs.lock:
             parent, name, trailing = self._parent(dirfd, path)
             with parent:
-                mode &= ~self.fs.umask
-                vfs_mknod(parent, name, mode, dev, self.cred, trailing).put()
+                umask = self.fs.umask
+                vfs_mknod(parent, name, mode, dev, self.cred, trailing, umask).put()
 
     def mknod(self, path: Path, mode: int, dev: int = 0) -> None:
         """mknod(2)."""

@@ -116,8 +116,8 @@ class OpenSyscalls(SyscallBase):
         walk.descend(path)
         walk.finish(DIRECTORY if flags & abi.O_NOFOLLOW else FOLLOW | DIRECTORY)
         parent = VirtualDentry(walk.mount, walk.dentry)
-        mode &= ~self.fs.umask
-        with vfs_tmpfile(parent, mode, self.cred, not flags & abi.O_EXCL) as dentry:
+        linkable = not flags & abi.O_EXCL
+        with vfs_tmpfile(parent, mode, self.cred, linkable, self.fs.umask) as dentry:
             file = vfs_open(walk.mount, dentry, flags & ~abi.O_TMPFILE, self.cred, check=False)
             file.flags |= abi.O_TMPFILE
             return file
@@ -156,7 +156,7 @@ class OpenSyscalls(SyscallBase):
             raise oserror(errno.ENOENT)
         inode_permission(parent.inode, self.cred, abi.W_OK | abi.X_OK)
         may_create(parent.dentry, self.cred)
-        with vfs_create(parent, walk.last, mode & ~self.fs.umask, self.cred) as dentry:
+        with vfs_create(parent, walk.last, mode, self.cred, self.fs.umask) as dentry:
             return vfs_open(walk.mount, dentry, flags & ~abi.O_TRUNC, self.cred, check=False)
 
     def _may_create_in_sticky(self, dir_mode: int, dir_uid: int, walk: Walk) -> None:

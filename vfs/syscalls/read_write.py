@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from vfs import abi
 from vfs.errors import WouldBlock, oserror
@@ -44,40 +44,40 @@ class ReadWriteSyscalls(SyscallBase):
             raise oserror(errno.EINVAL)
         buffer = bytearray(min(count, abi.MAX_RW_COUNT))
         view = memoryview(buffer)
-        done = self._transfer(fd, [view], offset, 0, vfs_read)
+        done = self._transfer(fd, [view], offset, 0, False)
         view.release()
         del buffer[done:]
         return bytes(buffer)
 
     def readv(self, fd: int, buffers: Sequence[WritableBuffer]) -> int:
         """readv(2) into the caller's buffers; returns the bytes read."""
-        return self._transfer(fd, _views(buffers), None, 0, vfs_read)
+        return self._transfer(fd, _views(buffers), None, 0, False)
 
     def preadv2(
         self, fd: int, buffers: Sequence[WritableBuffer], offset: int, flags: int = 0
     ) -> int:
         """preadv2(2); offset -1 means the file position. Raises: EOPNOTSUPP for other RWF flags."""
-        return self._transfer(fd, _views(buffers), _offset_or_position(offset), flags, vfs_read)
+        return self._transfer(fd, _views(buffers), _offset_or_position(offset), flags, False)
 
     def write(self, fd: int, data: ReadableBuffer) -> int:
         """write(2) at the file position."""
-        return self._transfer(fd, _views([data]), None, 0, vfs_write)
+        return self._transfer(fd, _views([data]), None, 0, True)
 
     def pwrite64(self, fd: int, data: ReadableBuffer, offset: int) -> int:
         """pwrite(2). As on Linux, a description with O_APPEND appends whatever ``offset`` says."""
         if offset < 0:
             raise oserror(errno.EINVAL)
-        return self._transfer(fd, _views([data]), offset, 0, vfs_write)
+        return self._transfer(fd, _views([data]), offset, 0, True)
 
     def writev(self, fd: int, buffers: Sequence[ReadableBuffer]) -> int:
         """writev(2)."""
-        return self._transfer(fd, _views(buffers), None, 0, vfs_write)
+        return self._transfer(fd, _views(buffers), None, 0, True)
 
     def pwritev2(
         self, fd: int, buffers: Sequence[ReadableBuffer], offset: int, flags: int = 0
     ) -> int:
         """pwritev2(2); offset -1 means the file position."""
-        return self._transfer(fd, _views(buffers), _offset_or_position(offset), flags, vfs_write)
+        return self._transfer(fd, _views(buffers), _offset_or_position(offset), flags, True)
 
     def _transfer(
         self,
@@ -85,26 +85,33 @@ class ReadWriteSyscalls(SyscallBase):
         buffers: list[memoryview],
         offset: int | None,
         flags: int,
-        operation: Callable[[FileDescription, Sequence[memoryview], int, int], int],
+        writing: bool,
     ) -> int:
         """Read or write at ``offset``, or at the position (None), which then moves."""
         with self._held_file(fd) as file:
             if offset is not None and not file.seekable:
                 raise oserror(errno.ESPIPE)
             if flags:
-                if not (file.writable if operation is vfs_write else file.readable):
+                if not (file.writable if writing else file.readable):
                     raise oserror(errno.EBADF)
                 if not any(map(len, buffers)):
                     return 0
-                _check_rw_flags(flags)
+                _check_rw_flags(file, flags)
             position = file.position if file.seekable else 0
             start = position if offset is None else offset
             nonblocking = bool(file.flags & abi.O_NONBLOCK or flags & abi.RWF_NOWAIT)
-            count = self._wait(nonblocking, lambda: operation(file, buffers, start, flags))
-            if operation is vfs_write and isinstance(file, PipeFile) and not nonblocking:
+            cred = self.cred
+
+            def operation() -> int:
+                if writing:
+                    return vfs_write(file, buffers, start, flags, cred)
+                return vfs_read(file, buffers, start, flags)
+
+            count = self._wait(nonblocking, operation)
+            if writing and isinstance(file, PipeFile) and not nonblocking:
                 count = self._write_rest(file, b"".join(buffers), count)
             if offset is None and file.seekable:
-                appends = operation is vfs_write and (
+                appends = writing and (
                     flags & abi.RWF_APPEND
                     or (file.flags & abi.O_APPEND and not flags & abi.RWF_NOAPPEND)
                 )
@@ -153,7 +160,7 @@ class ReadWriteSyscalls(SyscallBase):
     def fallocate(self, fd: int, mode: int, offset: int, length: int) -> None:
         """fallocate(2). Raises: EBADF, and as ``vfs_fallocate``."""
         with self.vfs.lock:
-            vfs_fallocate(self._file(fd), mode, offset, length)
+            vfs_fallocate(self._file(fd), mode, offset, length, self.cred)
 
     def fsync(self, fd: int) -> None:
         """fsync(2)."""
@@ -197,7 +204,7 @@ class ReadWriteSyscalls(SyscallBase):
         with self._held_file(fd_in) as source, self._held_file(fd_out) as target:
             start_in = source.position if offset_in is None else offset_in
             start_out = target.position if offset_out is None else offset_out
-            count = vfs_copy_file_range(source, start_in, target, start_out, length)
+            count = vfs_copy_file_range(source, start_in, target, start_out, length, self.cred)
             if offset_in is None:
                 source.position += count
             if offset_out is None:
@@ -249,9 +256,12 @@ def _offset_or_position(offset: int) -> int | None:
     return None if offset == -1 else offset
 
 
-def _check_rw_flags(flags: int) -> None:
+def _check_rw_flags(file: FileDescription, flags: int) -> None:
     """Linux: ``kiocb_set_rw_flags``. Raises: EOPNOTSUPP, EINVAL."""
-    if flags & ~abi.RWF_SUPPORTED:
+    supported = abi.RWF_HIPRI if file.inode.is_dir else abi.RWF_SUPPORTED
+    if not file.nowait:
+        supported &= ~abi.RWF_NOWAIT
+    if flags & ~supported:
         raise oserror(errno.EOPNOTSUPP)
     if flags & abi.RWF_APPEND and flags & abi.RWF_NOAPPEND:
         raise oserror(errno.EINVAL)

@@ -1,0 +1,85 @@
+"""``python -m benchmarks [--rounds N] [--requests N] [--only TEXT]``: the table."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.daemons import Daemon, all_daemons
+from benchmarks.virtiofs import ROWS, Row, Session
+
+DEPTHS = (1, 32)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5, help="rounds per row (default: 5)")
+    parser.add_argument("--requests", type=int, default=4000, help="requests per round")
+    parser.add_argument("--only", default="", help="only rows whose name contains this")
+    arguments = parser.parse_args()
+    console = Console(width=120)
+    # /dev/shm is the kernel's tmpfs, so that the peers store where dentry's tmpfs does: in memory.
+    with (
+        tempfile.TemporaryDirectory(prefix="dentry-bench-", dir="/dev/shm") as directory,
+        all_daemons(Path(directory)) as daemons,
+    ):
+        table = Table(title="requests per second and daemon CPU time, one client, one run")
+        table.add_column("request")
+        table.add_column("depth", justify="right")
+        for daemon in daemons:
+            table.add_column(f"{daemon.name}\nreq/s", justify="right")
+            table.add_column("µs CPU", justify="right")
+        peer = daemons[-1] if len(daemons) == 3 else None
+        if peer is not None:
+            for daemon in daemons[:-1]:
+                kind = daemon.name.removeprefix("dentry ")
+                table.add_column(f"{kind}\nratio", justify="right", style="bold")
+        sessions = {daemon: Session(daemon.client) for daemon in daemons}
+        for row in ROWS:
+            if arguments.only.lower() in row.name.lower():
+                for depth in DEPTHS:
+                    _measure(row, depth, daemons, sessions, peer, arguments, table, console)
+        console.print(table)
+        if peer is None:
+            console.print("No C virtiofsd here (Debian: qemu-system-common), so no ratios.")
+
+
+def _measure(
+    row: Row,
+    depth: int,
+    daemons: list[Daemon],
+    sessions: dict[Daemon, Session],
+    peer: Daemon | None,
+    arguments: argparse.Namespace,
+    table: Table,
+    console: Console,
+) -> None:
+    rates: dict[Daemon, list[float]] = {daemon: [] for daemon in daemons}
+    cpu: dict[Daemon, list[float]] = {daemon: [] for daemon in daemons}
+    count = max(64, arguments.requests // row.weight) // depth * depth
+    for number in range(arguments.rounds + 1):
+        for daemon in daemons:
+            before = daemon.cpu_ns()
+            sent, seconds = row.run(sessions[daemon], count, depth)
+            if number:  # the first round warms up
+                rates[daemon].append(sent / seconds)
+                cpu[daemon].append((daemon.cpu_ns() - before) / sent / 1000)
+    cells = [row.name, str(depth)]
+    for daemon in daemons:
+        cells.append(f"{statistics.median(rates[daemon]):,.0f}")
+        cells.append(f"{statistics.median(cpu[daemon]):.1f}")
+    if peer is not None:
+        for daemon in daemons[:-1]:
+            pairs = zip(rates[daemon], rates[peer], strict=True)
+            cells.append(f"{statistics.median(mine / theirs for mine, theirs in pairs):.2f}")
+    table.add_row(*cells)
+    console.print(" ".join(cells), style="dim")
+
+
+if __name__ == "__main__":
+    main()
