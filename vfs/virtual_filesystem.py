@@ -14,6 +14,7 @@ from vfs.credentials import Credentials
 from vfs.dentry import Dentry, DentryCache
 from vfs.device import DeviceRegistry
 from vfs.errors import InvariantViolation, oserror
+from vfs.locks import LockManager
 from vfs.mount import Mount
 from vfs.namespace import MountNamespace
 from vfs.pipe import FifoTable
@@ -44,6 +45,7 @@ class VirtualFilesystem:
         self.dcache = DentryCache(self.ledger, dcache_limit)
         self.devices = DeviceRegistry(self.lock)
         self.fifos = FifoTable()
+        self.locks = LockManager()
         self.filesystem_types: dict[str, FilesystemType] = {}
         self.superblocks: list[Superblock] = []
         self.namespaces: list[MountNamespace] = []

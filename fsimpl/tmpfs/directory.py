@@ -54,8 +54,13 @@ class TmpfsDirectory(TmpfsInode):
         """Every name with its inode, borrowed, without "." and ".."."""
         return iter(self._entries.values())
 
-    def entries_after(self, cookie: int) -> Iterator[DirectoryEntry]:
-        """The entries whose cookie is larger, "." and ".." not among them.
+    @property
+    def end(self) -> int:
+        """The cookie that the next name will get."""
+        return self._next_cookie
+
+    def entries_after(self, cookie: int, end: int) -> Iterator[DirectoryEntry]:
+        """The entries with cookies between ``cookie`` and ``end``, "." and ".." not among them.
 
         Names may come and go while the iterator lives.
         """
@@ -66,6 +71,8 @@ class TmpfsDirectory(TmpfsInode):
         position = bisect_right(order, cookie)
         while position < len(order):
             key = order[position]
+            if key >= end:
+                return
             entry = entries.get(key)
             if entry is not None:
                 name, inode = entry
@@ -227,17 +234,26 @@ class TmpfsDirectory(TmpfsInode):
 
 
 class TmpfsDirectoryFile(FileDescription):
-    """Linux: ``simple_offset_dir_operations``."""
+    """Linux: ``simple_offset_dir_operations``.
 
-    __slots__ = ()
+    A listing ends with the names that were there when it began (Linux: ``offset_dir_open`` and
+    ``offset_dir_llseek``), so that one who adds a name for each that he reads comes to an end.
+    """
+
+    __slots__ = ("_end",)
     inode: TmpfsDirectory
+
+    def __init__(self, mount: Mount, dentry: Dentry, flags: int, cred: Credentials) -> None:
+        super().__init__(mount, dentry, flags, cred)
+        self._end = self.inode.end
 
     def iterate(self, cookie: int) -> Iterator[DirectoryEntry]:
         """Entries after ``cookie``, which is 1 for ".", 2 for "..", 3 and up for names."""
         if cookie < 1:
+            self._end = self.inode.end
             yield b".", self.inode.ino, _DIRECTORY_TYPE, 1
         if cookie < 2:
             parent = self.dentry.parent.inode
             assert parent is not None
             yield b"..", parent.ino, _DIRECTORY_TYPE, 2
-        yield from self.inode.entries_after(cookie)
+        yield from self.inode.entries_after(cookie, self._end)

@@ -162,7 +162,7 @@ def flush(
     if file is None:
         return -errno.EBADF
     if server.locks is not None:
-        server.locks.unlock_owner(file.inode, owner)
+        server.locks.unlock_owner(file.inode, (server, owner))
     file.flush()
     return 0
 

@@ -37,7 +37,7 @@ def getlk(
         return -errno.EBADF
     if kind >= F_UNLCK or not start <= end <= OFFSET_MAX:
         return -errno.EINVAL
-    found = locks.test(file.inode, owner, kind, start, end)
+    found = locks.test(file.inode, (server, owner), kind, start, end)
     if found is None:
         abi.FILE_LOCK.pack_into(out, at, start, end, F_UNLCK, 0)
     else:
@@ -67,7 +67,7 @@ def setlkw(
     if file is None:
         return -errno.EBADF
     if lk_flags & abi.LK_FLOCK:
-        locks.set_flock(file.inode, owner, file, kind)
+        locks.set_flock(file.inode, (server, owner), file, kind)
     else:
-        locks.set_record(file.inode, owner, file, kind, start, end, pid)
+        locks.set_record(file.inode, (server, owner), file, kind, start, end, pid)
     return 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from harness.fuse import abi
 from harness.fuse.files import open_file, reply_flags
-from vfs.abi import O_EXCL, O_TRUNC, S_IALLUGO, X_OK
+from vfs.abi import O_EXCL, O_TMPFILE, O_TRUNC, S_IALLUGO, X_OK
 from vfs.namei import follow_dotdot, step
 from vfs.operations import (
     vfs_create,
@@ -275,4 +275,5 @@ def tmpfile(
     cred = server.caller(header, body)
     flags, mode, _, open_flags = abi.CREATE_IN.unpack_from(body)
     dentry = vfs_tmpfile(parent, mode & S_IALLUGO, cred, not flags & O_EXCL)
+    flags &= ~O_TMPFILE
     return _open_entry(server, parent, dentry, flags, open_flags, True, cred, out, at)

@@ -134,10 +134,9 @@ class FuseServer:
     ``devices``
         ``"emulate"`` presents device nodes whose driver is registered here as regular files, so
         that a guest reads a device that lives in this process. MS_NODEV still counts.
-    ``locks``, ``local_locks``
-        where record locks and flocks live (None: a manager of its own), shared by servers whose
-        clients share files. ``local_locks`` leaves locks to each client, unseen by others, and
-        saves it a FLUSH for every close.
+    ``local_locks``
+        leaves record locks and flocks to each client, unseen by others, and saves it a FLUSH for
+        every close. Without it they are the VFS's, and all its clients share them.
     ``allow_idmap``
         lets the client mount with mapped ids (FUSE_ALLOW_IDMAP). Linux refuses a session that asks
         for it without ``default_permissions`` on the mount.
@@ -164,7 +163,6 @@ class FuseServer:
         announce_submounts: bool = True,
         unique_inodes: bool | None = None,
         devices: Literal["node", "emulate"] = "node",
-        locks: LockManager | None = None,
         local_locks: bool = False,
         allow_idmap: bool = False,
         notify: Callable[[int, bytes], None] | None = None,
@@ -176,7 +174,7 @@ class FuseServer:
         self._cache = cache
         self.default_permissions = default_permissions
         self.unique_inodes = unique_inodes
-        self.locks = None if local_locks else locks or LockManager()
+        self.locks: LockManager | None = None if local_locks else vfs.locks
         self.notify = notify
         self.wanted_flags = session.ALWAYS_WANTED
         if announce_submounts:

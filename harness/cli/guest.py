@@ -1,0 +1,74 @@
+"""`dentry guest`: a Linux guest that lives on a tree."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from functools import partial
+from pathlib import Path
+
+from harness.cli.daemon import ForkedDaemon
+from harness.cli.guest_tree import busybox_tree, host_tree
+from harness.cli.options import add_logging, add_mounts, configure_logging, parse_mounts, parse_size
+from harness.errors import UsageError
+from harness.guest.guest import Guest, GuestConfig, run_guest
+
+_SHELL = ("/bin/sh",)
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "guest",
+        help="boot a Linux guest in QEMU that has a tree as its root",
+        usage="%(prog)s [OPTION ...] [-- COMMAND ...]",
+        description="Boot a Linux guest whose root is a tree, and run COMMAND in it (default: "
+        "/bin/sh), on this terminal if there is one; its exit status is ours, and 125 is a guest "
+        "that failed. With nothing asked the root is a tmpfs with busybox, /dev a devtmpfs, and "
+        "/host the current directory, read-only. On a terminal, Ctrl-A x ends the guest.",
+    )
+    add_mounts(parser)
+    parser.add_argument(
+        "--root",
+        metavar="DIR",
+        help="a host directory as the root, read-only, with tmpfs on /tmp, /run and /var/tmp",
+    )
+    parser.add_argument("--kernel", type=Path, metavar="K", help="an image like /boot/vmlinuz-*")
+    parser.add_argument("--memory", default="1g", metavar="M", help="bytes, as 512m (default: 1g)")
+    parser.add_argument("--cpus", type=int, default=2, metavar="N", help="(default: 2)")
+    parser.add_argument(
+        "--transport", choices=("vhost-user",), default="vhost-user", help="of the file system"
+    )
+    parser.add_argument("--tag", default="dentry", metavar="T", help="(default: dentry)")
+    parser.add_argument("--console-log", type=Path, metavar="F", help="the guest kernel's console")
+    add_logging(parser)
+    parser.add_argument("command", nargs="*", metavar="COMMAND", help=argparse.SUPPRESS)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command in a guest and return its status."""
+    configure_logging(arguments.log_level)
+    mounts = parse_mounts(arguments.mounts)
+    if arguments.cpus < 1:
+        raise UsageError(f"--cpus {arguments.cpus}: a guest has one at least")
+    memory = parse_size(arguments.memory)
+    command = tuple(arguments.command) or _SHELL
+    build = partial(busybox_tree, mounts)
+    if arguments.root is not None:
+        build = partial(host_tree, arguments.root, mounts)
+    interactive = all(os.isatty(fd) for fd in (0, 1, 2))
+    with ForkedDaemon(build) as daemon:
+        config = GuestConfig(
+            filesystem=daemon.socket,
+            tag=arguments.tag,
+            kernel=arguments.kernel,
+            memory=memory,
+            cpus=arguments.cpus,
+            console_log=arguments.console_log,
+            terminal=interactive,
+        )
+        if not interactive:
+            return run_guest(config, command, stdin=0)
+        with Guest(config) as guest:
+            return guest.interact(command)

@@ -1,0 +1,99 @@
+"""What the subcommands share: the words that describe a tree, and how errors of use look."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import resource
+from typing import Final, NoReturn
+
+from harness.compose import Tree
+from harness.errors import UsageError
+from harness.mountspec import MountSpec, parse_mount_spec
+from vfs import abi
+
+LOG_LEVELS: Final = ("error", "warning", "info", "debug")
+
+MOUNT_HELP: Final = """\
+SPEC is a list of fields joined by commas:
+  type=tmpfs,dst=/tmp,size=64m              options of tmpfs(5): size, nr_inodes, mode, uid, gid
+  type=passthrough,src=/srv,dst=/srv,ro     a host directory
+  type=devtmpfs,dst=/dev                    device nodes of the daemon
+  type=bind,src=/srv,dst=/mnt               a place of the tree itself, once more
+and of flags: ro, nosuid, nodev, noexec, noatime, nodiratime, nosymfollow. A field that holds a
+comma is quoted as a whole: "src=/a,b". Without a mount at dst=/ the root is a tmpfs.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line: what is wrong, and where to look."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def add_mounts(parser: argparse.ArgumentParser) -> None:
+    """Add `--mount SPEC`, which may be given several times."""
+    parser.add_argument(
+        "--mount",
+        action="append",
+        default=[],
+        metavar="SPEC",
+        dest="mounts",
+        help="add a mount to the tree, in this order; see below",
+    )
+    parser.epilog = MOUNT_HELP
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+
+
+def add_logging(parser: argparse.ArgumentParser) -> None:
+    """Add `--log-level`."""
+    parser.add_argument(
+        "--log-level", choices=LOG_LEVELS, default="warning", help="of stderr (default: warning)"
+    )
+
+
+def configure_logging(level: str) -> None:
+    """Send the log from `level` on to stderr."""
+    logging.basicConfig(level=level.upper(), format="dentry: %(levelname)s: %(name)s: %(message)s")
+
+
+def prepare_daemon(tree: Tree) -> None:
+    """Let this process hold as many descriptors as it may, and /dev/kmsg of `tree` have its log.
+
+    A passthrough needs a descriptor for every inode that a client knows.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    logging.getLogger().addHandler(tree.devices.kmsg.handler)
+
+
+def parse_mounts(texts: list[str]) -> list[MountSpec]:
+    """Parse the words of all `--mount`.
+
+    Raises:
+        UsageError: the first one that is malformed.
+    """
+    return [parse_mount_spec(text) for text in texts]
+
+
+def shared_directory(directory: str, *, read_only: bool = False) -> MountSpec:
+    """Return what `--shared-dir DIRECTORY` stands for: that host directory as the root."""
+    flags = abi.MS_RDONLY if read_only else 0
+    return MountSpec(
+        f"type=passthrough,src={directory},dst=/", "passthrough", "/", directory, flags
+    )
+
+
+def parse_size(text: str) -> int:
+    """Parse a number of bytes with suffix k, m, g or t, in either case; a bare one is bytes.
+
+    Raises:
+        UsageError: something else.
+    """
+    digits, shift = text, 0
+    if text and text[-1].lower() in "kmgt":
+        digits, shift = text[:-1], 10 * ("kmgt".index(text[-1].lower()) + 1)
+    if not digits.isascii() or not digits.isdigit() or int(digits) == 0:
+        raise UsageError(f"'{text}' is no size: write a number of bytes, or like 512m or 2g")
+    return int(digits) << shift

@@ -1,0 +1,156 @@
+"""The command line: errors of use, and what needs no guest and no mount."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness.cli.main import main
+from harness.cli.options import parse_size
+from harness.errors import UsageError
+from harness.vhost_user.frontend import Frontend
+from harness.vhost_user.fuse_client import FuseClient
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def run(*words: str | Path, **keywords: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "harness.cli", *words],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        **keywords,  # type: ignore[call-overload]
+    )
+
+
+def assert_error_of_use(result: subprocess.CompletedProcess[str], named: str) -> None:
+    assert result.returncode == 2
+    assert named in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ([], "see dentry --help"),
+        (["unknown"], "unknown"),
+        (["serve"], "--socket-path"),
+        (["serve", "--socket-path", "s", "--fd", "3"], "not allowed with"),
+        (["serve", "--socket-path", "/nonexistent/s"], "--socket-path /nonexistent/s: No such"),
+        (["serve", "--socket-path", "/tmp/" + "x" * 108], "path too long"),
+        (["serve", "--fd", "99"], "--fd 99: Bad file descriptor"),
+        (["serve", "--fd", "0"], "--fd 0"),
+        (["serve", "--socket-path", "s", "--tag", "x" * 37], "1 to 36 bytes"),
+        (["serve", "--socket-path", "s", "--num-queues", "0"], "request queues"),
+        (["serve", "--socket-path", "s", "--mount", "type=tmpfs"], "--mount type=tmpfs: no dst"),
+        (["serve", "--socket-path", "s", "--shared-dir", "/nonexistent"], "/nonexistent"),
+        (["mount"], "MOUNTPOINT"),
+        (["guest", "--memory", "lots"], "'lots' is no size"),
+        (["guest", "--cpus", "0"], "--cpus 0"),
+        (["guest", "--transport", "pigeon"], "pigeon"),
+        (["guest", "--mount", "type=none,dst=/"], "no type 'none'"),
+        (["guest", "--root", "/nonexistent"], "--root /nonexistent"),
+        (["guest", "--kernel", "/nonexistent", "--", "true"], "/nonexistent"),
+    ],
+)
+def test_an_error_of_use_is_one_line_on_stderr_and_status_2(
+    words: list[str], named: str, tmp_path: Path
+) -> None:
+    assert_error_of_use(run(*words, cwd=tmp_path), named)
+
+
+def test_a_missing_qemu_names_its_package(tmp_path: Path) -> None:
+    (tmp_path / "busybox").symlink_to("/bin/busybox")
+    environment = {**os.environ, "PATH": str(tmp_path)}
+    assert_error_of_use(run("guest", "--", "true", env=environment), "qemu-system-x86")
+
+
+def test_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith("dentry 0.")
+
+
+@pytest.mark.parametrize("command", ["serve", "mount", "guest"])
+def test_help_explains_the_specs(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    assert "type=passthrough,src=/srv,dst=/srv,ro" in capsys.readouterr().out
+
+
+def test_sizes_have_suffixes() -> None:
+    assert parse_size("4096") == 4096
+    assert parse_size("512m") == 512 << 20
+    assert parse_size("2G") == 2 << 30
+    for text in ("", "m", "0", "-1", "1.5g", "1q", "\u0661"):
+        with pytest.raises(UsageError):
+            parse_size(text)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_serve_serves_one_client_after_another_and_ends_by_a_signal(
+    tmp_path: Path, number: int
+) -> None:
+    path, shared = tmp_path / "socket", tmp_path / "shared"
+    shared.mkdir()
+    (shared / "file").write_text("x")
+    arguments = ["serve", "--socket-path", path, "--shared-dir", shared]
+    with subprocess.Popen(
+        [sys.executable, "-m", "harness.cli", *arguments], stderr=subprocess.PIPE
+    ) as daemon:
+        for _ in range(2):
+            with Frontend.connect(path) as frontend:
+                assert read_through(frontend, b"file") == b"x"
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700
+        daemon.send_signal(number)
+        _, errors = daemon.communicate(timeout=60)
+        assert (daemon.returncode, errors) == (0, b"")
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("listening", [True, False])
+def test_serve_takes_an_inherited_socket(tmp_path: Path, listening: bool) -> None:
+    (tmp_path / "file").write_text("x")
+    if listening:
+        theirs = socket.socket(socket.AF_UNIX)
+        theirs.bind(str(tmp_path / "socket"))
+        theirs.listen(1)
+        ours = socket.socket(socket.AF_UNIX)
+        ours.connect(str(tmp_path / "socket"))
+    else:
+        ours, theirs = socket.socketpair()
+    command = ["serve", "--fd", str(theirs.fileno()), "--shared-dir", str(tmp_path)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "harness.cli", *command], pass_fds=[theirs.fileno()]
+    ) as daemon:
+        theirs.close()
+        with Frontend(ours) as frontend:
+            assert read_through(frontend, b"file") == b"x"
+        if listening:
+            daemon.terminate()
+        assert daemon.wait(60) == 0
+
+
+def read_through(frontend: Frontend, name: bytes) -> bytes:
+    frontend.negotiate()
+    frontend.share_memory()
+    client = FuseClient(frontend)
+    client.init()
+    entry = client.lookup(1, name)
+    handle = client.open(entry.nodeid)
+    data = client.read(entry.nodeid, handle, 0, 4096)
+    client.release(entry.nodeid, handle)
+    return data

@@ -1,0 +1,112 @@
+"""`dentry guest` and `dentry demo`, with a guest and without."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.cli.daemon import ForkedDaemon
+from harness.cli.main import main
+from harness.compose import Tree
+from harness.errors import UsageError
+from harness.mountspec import parse_mount_spec
+
+
+def dentry(*words: str | Path, stdin: bytes = b"", cwd: Path | None = None) -> tuple[int, str, str]:
+    result = subprocess.run(
+        [sys.executable, "-m", "harness.cli", *words],
+        input=stdin,
+        capture_output=True,
+        cwd=cwd,
+        timeout=120,
+    )
+    return result.returncode, result.stdout.decode(), result.stderr.decode()
+
+
+@pytest.mark.guest
+def test_the_commands_status_and_output_are_ours(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("on the host")
+    script = (
+        "cat /host/file; cat; echo to stderr >&2; touch /host/new 2>&1 | grep -o Read-only; exit 7"
+    )
+    status, stdout, stderr = dentry(
+        *("guest", "--", "sh", "-c", script), stdin=b" and from stdin\n", cwd=tmp_path
+    )
+    assert (status, stderr) == (7, "to stderr\n")
+    assert stdout == "on the host and from stdin\nRead-only\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.guest
+def test_mounts_that_are_asked_for_come_on_top_of_the_default_tree(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("shared")
+    specs = (
+        *("--mount", f"type=passthrough,src={tmp_path},dst=/srv"),
+        *("--mount", "type=tmpfs,dst=/small,size=1m"),
+    )
+    script = "cat /srv/file; echo new > /srv/new; stat -f -c %b*%s /small; ls /dev/null"
+    status, stdout, stderr = dentry("guest", *specs, "--", "sh", "-c", script)
+    assert (status, stderr) == (0, "")
+    assert stdout == "shared256*4096\n/dev/null\n"
+    assert (tmp_path / "new").read_text() == "new\n"
+
+
+@pytest.mark.guest
+def test_the_hosts_own_userland_runs_read_only_with_scratch_space() -> None:
+    script = (
+        "touch /etc/new 2>&1 | grep -o Read-only; "
+        "for d in /tmp /run /var/tmp; do echo x > $d/dentry-test && cat $d/dentry-test; done; "
+        "md5sum < /bin/ls"
+    )
+    status, stdout, stderr = dentry("guest", "--root", "/", "--", "/bin/sh", "-c", script)
+    digest = hashlib.md5(Path("/bin/ls").read_bytes()).hexdigest()
+    assert (status, stderr) == (0, "")
+    assert stdout == f"Read-only\nx\nx\nx\n{digest}  -\n"
+    assert not os.path.exists("/tmp/dentry-test")
+
+
+@pytest.mark.guest
+def test_a_root_without_a_place_for_proc_is_an_error_of_use(tmp_path: Path) -> None:
+    status, stdout, stderr = dentry("guest", "--root", tmp_path, "--", "true")
+    assert (status, stdout) == (2, "")
+    assert "directory 'proc'" in stderr
+    assert stderr.count("\n") == 1
+
+
+@pytest.mark.guest
+def test_the_demo_shows_a_guest_that_sees_what_the_host_has() -> None:
+    status, stdout, stderr = dentry("demo")
+    assert (status, stderr) == (0, "")
+    for expected in (
+        "guest# uname",
+        "dentry on / type virtiofs",
+        "1,   3 ",
+        "kept in a Python process",
+        "the checksums are equal",
+        "LOOKUP",
+    ):
+        assert expected in stdout
+
+
+def test_without_qemu_the_demo_takes_the_driver_in_python(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "busybox").symlink_to("/bin/busybox")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["demo"]) == 0
+    output = capsys.readouterr().out
+    assert "No guest here" in output
+    assert "qemu-system-x86" in output
+    assert "the checksums are equal" in output
+    assert "READDIRPLUS" in output
+
+
+def test_a_tree_that_can_not_be_built_in_the_daemon_is_told_by_the_parent() -> None:
+    spec = parse_mount_spec("type=passthrough,src=/nonexistent,dst=/")
+    with pytest.raises(UsageError, match="/nonexistent: No such file"):
+        ForkedDaemon(lambda: Tree([spec]))
