@@ -6,24 +6,25 @@ PYTEST := $(PY) -m pytest
 # Extra arguments for pytest: make test ARGS='-k rename -x'
 ARGS ?=
 
-.PHONY: run test check bench fast clean setup guest-setup
+.PHONY: run test check lint bench fast clean setup guest-setup
 
-run: setup guest-setup
-	$(VENV)/bin/dentry demo
+run: guest-setup
+	@$(VENV)/bin/dentry demo
 
-test: setup guest-setup check
-	$(PYTEST) -m 'slow or guest or fuse' $(ARGS)
+test: guest-setup lint
+	$(PYTEST) $(ARGS)
 
-check: setup
+check: lint fast
+
+lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(PYTEST) -m 'not slow and not guest and not fuse' $(ARGS)
 
 fast: setup
 	$(PYTEST) -m 'not slow and not guest and not fuse' $(ARGS)
 
-bench: setup guest-setup
+bench: guest-setup
 	$(PY) -m benchmarks $(ARGS)
 
 setup: $(VENV)/.installed
@@ -32,8 +33,9 @@ $(VENV)/.installed: pyproject.toml
 	@sh .ci/setup-venv '$(PYTHON)' '$(VENV)'
 	@touch $@
 
-guest-setup:
-	@sh .ci/setup-guest
+# After setup, because both may install packages.
+guest-setup: setup
+	@sh .ci/setup-guest '$(PY)'
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

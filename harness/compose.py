@@ -147,7 +147,7 @@ class Tree:
                     self.vfs.create_namespace(spec.type, _source(spec), options=word).put()
                 except OSError as alone:
                     if alone.errno == EINVAL:
-                        return spec.error(f"{spec.type} has no option '{key}' that can be '{word}'")
+                        return spec.error(f"'{key}': {spec.type} takes no {word} (see --help)")
         if spec.source is not None:
             hint = ": run as root" if error.errno in (EACCES, EPERM) else ""
             return spec.error(f"{spec.source}: {error.strerror}{hint}")

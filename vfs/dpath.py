@@ -26,9 +26,8 @@ def prepend_path(path: VirtualDentry, root: VirtualDentry) -> tuple[bytes, bool]
             mount = mount.parent
             continue
         if dentry.is_root:
-            # Disconnected (O_TMPFILE), or moved out of what the mount shows.
-            if dentry is not dentry.superblock.root:
-                names.append(dentry.name)
+            # Moved out of what the mount shows ("escaped", Linux says "/"), or O_TMPFILE's.
+            names = [] if dentry is dentry.superblock.root else [dentry.name]
             reached = False
             break
         names.append(dentry.name)

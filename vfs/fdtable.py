@@ -35,16 +35,21 @@ class FdTable(RefCounted):
             raise oserror(errno.EBADF)
         return file
 
-    def install(self, file: FileDescription, cloexec: bool = False, lowest: int = 0) -> int:
-        """Linux: ``alloc_fd`` + ``fd_install``. Takes over the caller's reference on ``file``.
-
-        Raises: EMFILE (the reference stays the caller's).
-        """
+    def unused(self, lowest: int = 0) -> int:
+        """Linux: ``get_unused_fd``: the number that ``install`` would give. Raises: EMFILE."""
         fd = max(lowest, self._lowest_free)
         while fd in self._files:
             fd += 1
         if fd >= self.limit:
             raise oserror(errno.EMFILE)
+        return fd
+
+    def install(self, file: FileDescription, cloexec: bool = False, lowest: int = 0) -> int:
+        """Linux: ``alloc_fd`` + ``fd_install``. Takes over the caller's reference on ``file``.
+
+        Raises: EMFILE (the reference stays the caller's).
+        """
+        fd = self.unused(lowest)
         if lowest <= self._lowest_free:
             self._lowest_free = fd + 1
         self._put_at(fd, file, cloexec)

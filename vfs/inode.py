@@ -28,10 +28,13 @@ class SetAttributes:
 
     ``mode`` carries permission bits only (07777). Times are nanoseconds since the epoch. ``touch``
     says that the times are "now" for both, which whoever may write may ask for (ATTR_TOUCH).
-    ``file`` is the open description a truncate came through, if any.
+    ``file`` is the open description a truncate came through, if any. ``chown`` says that set-id
+    bits go although neither id may change (ATTR_KILL_SUID).
     """
 
-    __slots__ = ("atime_ns", "ctime_ns", "file", "gid", "mode", "mtime_ns", "size", "touch", "uid")
+    __slots__ = (
+        "atime_ns", "chown", "ctime_ns", "file", "gid", "mode", "mtime_ns", "size", "touch", "uid",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -45,6 +48,7 @@ class SetAttributes:
         ctime_ns: int | None = None,
         touch: bool = False,
         file: FileDescription | None = None,
+        chown: bool = False,
     ) -> None:
         self.mode = mode
         self.uid = uid
@@ -55,6 +59,7 @@ class SetAttributes:
         self.ctime_ns = ctime_ns
         self.touch = touch
         self.file = file
+        self.chown = chown
 
 
 class Inode:

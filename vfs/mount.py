@@ -109,6 +109,16 @@ class Mount(RefCounted):
         self.writers = 0
         self.expiring = False
 
+    def put(self) -> None:
+        """Linux: ``mntput``: whoever leaves has used the mount."""
+        if self.expiring:
+            self.expiring = False
+        super().put()
+
+    def put_no_expire(self) -> None:
+        """Linux: ``mntput_no_expire``."""
+        super().put()
+
     @property
     def read_only(self) -> bool:
         """Linux: ``__mnt_is_readonly``: the mount or its superblock."""

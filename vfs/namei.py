@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from vfs import abi
 from vfs.errors import oserror
 from vfs.mount import Mount, VirtualDentry
-from vfs.permission import inode_permission
+from vfs.permission import inode_permission, is_dead_directory
 from vfs.superblock import DCACHE_PINNED, DCACHE_REVALIDATE, DCACHE_VALID
 from vfs.times import touch_atime
 
@@ -64,7 +64,7 @@ def step(parent: Dentry, name: bytes) -> Dentry | None:
     if len(name) > abi.NAME_MAX:
         raise oserror(errno.ENAMETOOLONG)
     # A name cannot come to be in a deleted directory (Linux: IS_DEADDIR in lookup_slow).
-    if superblock.dcache == DCACHE_PINNED or not parent.hashed:
+    if superblock.dcache == DCACHE_PINNED or is_dead_directory(parent):
         return None
     found = directory.lookup(name)
     if found is not None:
@@ -125,7 +125,9 @@ class Walk:
     b".." or a name; ``trailing`` tells that slashes follow it. End with ``take`` or ``abandon``.
     """
 
-    __slots__ = ("cred", "dentry", "last", "links", "mount", "resolve", "root", "trailing", "vfs")
+    __slots__ = (
+        "cred", "dentry", "last", "links", "mount", "resolve", "root", "rooted", "trailing", "vfs",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -140,6 +142,8 @@ class Walk:
         self.cred = cred
         self.root = start if resolve & _SCOPED else root
         self.resolve = resolve
+        # Whether the walk has asked for the root yet (Linux: nd->root.mnt is set).
+        self.rooted = bool(resolve & _SCOPED)
         self.mount = start.mount
         self.dentry = vfs.dcache.hold(start.dentry)
         self.last = b""
@@ -168,13 +172,15 @@ class Walk:
             raise oserror(errno.ENOENT)
         return inode
 
-    def descend(self, path: bytes) -> None:
+    def descend(self, path: bytes, is_link: bool = False) -> None:
         """Linux: ``path_init`` + ``link_path_walk``: walk all but the last component of ``path``.
 
-        ``path`` is not empty. Raises: ENAMETOOLONG, ENOTDIR, EACCES, ENOENT, ELOOP, EXDEV, EAGAIN.
+        ``path`` is not empty; ``is_link`` says that it is a symlink's text.
+
+        Raises: ENAMETOOLONG, ENOTDIR, EACCES, ENOENT, ELOOP, EXDEV, EAGAIN.
         """
         if path.startswith(b"/"):
-            self._jump_to_root()
+            self._jump_to_root(is_link)
         elif not self.inode.is_dir:
             raise oserror(errno.ENOTDIR)
         pending = _components(path)
@@ -191,7 +197,7 @@ class Walk:
             link = self._walk_component(name, follow=True)
             if link is not None:
                 if link.startswith(b"/"):
-                    self._jump_to_root()
+                    self._jump_to_root(is_link=True)
                 if not self.inode.is_dir:
                     raise oserror(errno.ENOTDIR)
                 pending.extend(_components(link))
@@ -211,7 +217,7 @@ class Walk:
             link = self._walk_component(self.last, follow=bool(flags & FOLLOW), last=True)
             if link is None:
                 break
-            self.descend(link)
+            self.descend(link, is_link=True)
         if flags & DIRECTORY and not self.inode.is_dir:
             raise oserror(errno.ENOTDIR)
 
@@ -238,7 +244,7 @@ class Walk:
             self.last = b""
             self.trailing = False
             return False
-        self.descend(link)
+        self.descend(link, is_link=True)
         return True
 
     def _may_lookup(self) -> None:
@@ -260,11 +266,19 @@ class Walk:
         if mount is not self.mount and self.resolve & abi.RESOLVE_NO_XDEV:
             raise oserror(errno.EXDEV)
 
-    def _jump_to_root(self) -> None:
-        """Linux: ``nd_jump_root``. Raises: EXDEV."""
+    def _jump_to_root(self, is_link: bool) -> None:
+        """Linux: ``nd_jump_root``.
+
+        Raises: EXDEV: RESOLVE_BENEATH; with RESOLVE_NO_XDEV a symlink to another mount, and also
+        one to this mount's root if the walk has not come across the root before.
+        """
         if self.resolve & abi.RESOLVE_BENEATH:
             raise oserror(errno.EXDEV)
-        self._may_cross(self.root.mount)
+        if is_link and self.resolve & abi.RESOLVE_NO_XDEV:
+            if not self.rooted:
+                raise oserror(errno.EXDEV)
+            self._may_cross(self.root.mount)
+        self.rooted = True
         self.stand_at(self.root.mount, self.root.dentry)
 
     def _walk_component(self, name: bytes, follow: bool, last: bool = False) -> bytes | None:
@@ -297,6 +311,7 @@ class Walk:
         at_root = self.mount is self.root.mount and self.dentry is self.root.dentry
         if at_root and self.resolve & abi.RESOLVE_BENEATH:
             raise oserror(errno.EXDEV)
+        self.rooted = True
         mount, dentry = follow_dotdot(self.mount, self.dentry, self.root)
         self._may_cross(mount)
         self.stand_at(mount, dentry)

@@ -21,6 +21,7 @@ from vfs.mount import Mount, VirtualDentry
 from vfs.namei import step
 from vfs.permission import (
     inode_permission,
+    is_dead_directory,
     may_create,
     may_delete,
     mode_after_write,
@@ -409,13 +410,12 @@ def vfs_setattr(mount: Mount, dentry: Dentry, attributes: SetAttributes, cred: C
     ``attributes`` is changed on the way: set-id bits that must go, ctime, mtime for a new size.
     Truncating needs W_OK unless it comes through an open file.
 
-    Raises: EROFS, EISDIR, EINVAL (a size for what has none), EFBIG, EPERM, EACCES; the
-    filesystem's.
+    Raises: EISDIR, EINVAL (a size for what has none), EACCES (truncating), EROFS, EPERM, EFBIG,
+    EACCES; the filesystem's.
     """
     inode = dentry.inode
     if inode is None:
         raise oserror(errno.ENOENT)
-    mount.want_write()
     inode.refresh()
     now = inode.superblock.vfs.clock.now_ns()
     size = attributes.size
@@ -426,21 +426,27 @@ def vfs_setattr(mount: Mount, dentry: Dentry, attributes: SetAttributes, cred: C
             raise oserror(errno.EINVAL)
         if attributes.file is None:
             inode_permission(inode, cred, abi.W_OK)
+    mount.want_write()
+    if size is not None:
         if inode.flags & (abi.FS_APPEND_FL | abi.FS_IMMUTABLE_FL):
             raise oserror(errno.EPERM)
         if size > inode.superblock.max_bytes:
             raise oserror(errno.EFBIG)
+    changes_owner = (
+        attributes.chown or attributes.uid is not None or attributes.gid is not None
+    ) and not inode.is_dir
+    if changes_owner:
+        # A change of mode as any other: who may not change modes may not change owners either.
+        mode = inode.mode if attributes.mode is None else attributes.mode
+        kept = mode & ~abi.S_ISUID
+        if sgid_is_dropped(inode, cred):
+            kept &= ~abi.S_ISGID
+        if kept != mode:
+            attributes.mode = kept & abi.S_IALLUGO
     setattr_prepare(inode, attributes, cred)
-    mode = inode.mode if attributes.mode is None else attributes.mode
-    if attributes.uid is not None or attributes.gid is not None:
-        if not inode.is_dir:
-            kept = mode & ~abi.S_ISUID
-            if sgid_is_dropped(inode, cred):
-                kept &= ~abi.S_ISGID
-            if kept != mode:
-                attributes.mode = kept & abi.S_IALLUGO
-            if not inode.host_managed:
-                inode.killpriv()
+    if changes_owner:
+        if not inode.host_managed:
+            inode.killpriv()
     elif size is not None:
         kept_bits = mode_after_write(inode, cred)
         if kept_bits is not None and attributes.mode is None:
@@ -577,8 +583,8 @@ def _may_open(mount: Mount, inode: Inode, flags: int, cred: Credentials) -> None
 # Reading and writing
 
 
-def _verify_area(buffers: Sequence[memoryview], offset: int) -> None:
-    """Linux: ``rw_verify_area``. Raises: EINVAL for an end beyond what an offset can say."""
+def verify_area(buffers: Sequence[memoryview], offset: int) -> None:
+    """Linux: ``rwverify_area``. Raises: EINVAL for an end beyond what an offset can say."""
     if offset < 0 or offset + sum(map(len, buffers)) > abi.MAX_LFS_FILESIZE:
         raise oserror(errno.EINVAL)
 
@@ -606,7 +612,7 @@ def vfs_read(
     """
     if not file.readable:
         raise oserror(errno.EBADF)
-    _verify_area(buffers, offset)
+    verify_area(buffers, offset)
     if file.unlocked_io:
         return file.read(buffers, offset, flags)
     inode = file.inode
@@ -632,7 +638,7 @@ def vfs_write(
     """
     if not file.writable:
         raise oserror(errno.EBADF)
-    _verify_area(buffers, offset)
+    verify_area(buffers, offset)
     if file.flags & abi.O_APPEND and not flags & abi.RWF_NOAPPEND:
         flags |= abi.RWF_APPEND
     inode = file.inode
@@ -667,7 +673,7 @@ def vfs_iterate(file: FileDescription, cookie: int) -> Iterator[DirectoryEntry]:
     """Linux: ``iterate_dir``. Raises: ENOTDIR, ENOENT (the directory is deleted)."""
     if not file.inode.is_dir:
         raise oserror(errno.ENOTDIR)
-    if not file.dentry.hashed:
+    if is_dead_directory(file.dentry):
         raise oserror(errno.ENOENT)
     if not file.flags & abi.O_NOATIME:
         touch_atime(file.mount, file.inode)
@@ -728,6 +734,27 @@ def vfs_fallocate(
 _COPY_CHUNK = 1 << 20
 
 
+def _copyable(a: Inode, offset: int, b: Inode, target_offset: int, length: int) -> int:
+    """Linux: ``generic_copy_file_checks``: how much of ``length`` there is to copy.
+
+    Raises: EOVERFLOW (an end beyond 64 bits), EFBIG, EINVAL (overlap; a negative offset).
+    """
+    wrap = 1 << 64
+    if offset % wrap + length >= wrap or target_offset % wrap + length >= wrap:
+        raise oserror(errno.EOVERFLOW)
+    a.refresh()
+    length = max(0, min(length, a.size - offset))
+    limit = b.superblock.max_bytes
+    if target_offset >= limit:
+        raise oserror(errno.EFBIG)
+    length = min(length, limit - target_offset, abi.MAX_RW_COUNT)
+    if a is b and offset < target_offset + length and target_offset < offset + length:
+        raise oserror(errno.EINVAL)
+    if offset < 0 or target_offset < 0:
+        raise oserror(errno.EINVAL)
+    return length
+
+
 def vfs_copy_file_range(
     source: FileDescription,
     offset: int,
@@ -740,8 +767,8 @@ def vfs_copy_file_range(
 
     Returns the bytes copied. Not under the VFS lock.
 
-    Raises: EISDIR, EINVAL (not regular files; overlapping ranges of one file), EBADF, EFBIG; what
-    reading and writing raise, if nothing was copied.
+    Raises: EISDIR, EINVAL (not regular files), EBADF, EOVERFLOW, EFBIG, EINVAL (overlapping ranges
+    of one file; a negative offset); what reading and writing raise, if nothing was copied.
     """
     a, b = source.inode, target.inode
     if a.is_dir or b.is_dir:
@@ -750,16 +777,10 @@ def vfs_copy_file_range(
         raise oserror(errno.EINVAL)
     if not source.readable or not target.writable or target.flags & abi.O_APPEND:
         raise oserror(errno.EBADF)
-    if offset < 0 or target_offset < 0 or length < 0:
-        raise oserror(errno.EINVAL)
-    a.refresh()
-    length = min(length, max(0, a.size - offset), abi.MAX_RW_COUNT)
-    if a is b and offset < target_offset + length and target_offset < offset + length:
-        raise oserror(errno.EINVAL)
+    with a.superblock.vfs.lock:
+        length = _copyable(a, offset, b, target_offset, length)
     if not length:
         return 0
-    if target_offset + length > b.superblock.max_bytes:
-        raise oserror(errno.EFBIG)
     if a.superblock is b.superblock:
         with a.superblock.vfs.lock:
             copied = source.copy_range(offset, target, target_offset, length)

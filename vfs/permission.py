@@ -15,6 +15,7 @@ from vfs.credentials import (
     Credentials,
 )
 from vfs.errors import oserror
+from vfs.superblock import DCACHE_REVALIDATE
 
 if TYPE_CHECKING:
     from vfs.dentry import Dentry
@@ -77,10 +78,18 @@ def owner_or_capable(inode: Inode, cred: Credentials) -> bool:
     return cred.fsuid == inode.uid or cred.capable(CAP_FOWNER)
 
 
+def is_dead_directory(directory: Dentry) -> bool:
+    """Linux: ``IS_DEADDIR``: a directory that was removed, in which no name can come to be.
+
+    Where others change directories too, an unhashed one may only have moved: they must be asked.
+    """
+    return not directory.hashed and directory.superblock.dcache != DCACHE_REVALIDATE
+
+
 def may_create(directory: Dentry, cred: Credentials) -> None:
     """Linux: ``may_create``. Raises: ENOENT (the directory is deleted), EROFS, EPERM, EACCES."""
     inode = directory.inode
-    if inode is None or not directory.hashed:
+    if inode is None or is_dead_directory(directory):
         raise oserror(errno.ENOENT)
     inode_permission(inode, cred, abi.W_OK | abi.X_OK)
 
@@ -118,7 +127,7 @@ def may_delete(directory: Dentry, victim: Dentry, cred: Credentials, is_dir: boo
             raise oserror(errno.EBUSY)
     elif inode.is_dir:
         raise oserror(errno.EISDIR)
-    if not directory.hashed:
+    if is_dead_directory(directory):
         raise oserror(errno.ENOENT)
 
 

@@ -40,8 +40,18 @@ class HostHandle:
         os.close(self.fd)
 
     def open(self, flags: int) -> int:
-        """A descriptor for data. ``flags`` are open(2)'s; the process's own rights decide."""
-        return _open(self.link, flags | abi.O_CLOEXEC | abi.O_NOCTTY, self.links)
+        """A descriptor for data. ``flags`` are open(2)'s; the process's own rights decide.
+
+        Reading it never waits: there are regular files that read like a pipe (/proc/kmsg), and get
+        EAGAIN at their end. Opening it waits for a lease to be broken, as open(2) does.
+        """
+        flags |= abi.O_CLOEXEC | abi.O_NOCTTY
+        try:
+            return _open(self.link, flags | abi.O_NONBLOCK, self.links)
+        except BlockingIOError:
+            fd = _open(self.link, flags, self.links)
+        os.set_blocking(fd, False)
+        return fd
 
     def readlink(self) -> bytes:
         return os.readlink(b"", dir_fd=self.fd)

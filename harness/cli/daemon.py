@@ -40,7 +40,7 @@ class ForkedDaemon:
         """Have the child `build` the tree, and return when it serves.
 
         Raises:
-            UsageError: the child's, from `build`.
+            UsageError, GuestUnavailable: the child's, from `build`.
             DaemonDied: by a bug of ours.
         """
         self.socket, theirs = socket.socketpair()
@@ -57,6 +57,8 @@ class ForkedDaemon:
         ready = self._receive()
         if "ready" not in ready:
             self.close()
+            if "unavailable" in ready:
+                raise GuestUnavailable(str(ready["unavailable"]))
             if "error" in ready:
                 raise UsageError(str(ready["error"]))
             raise DaemonDied("the daemon died before it served anything; its log is above")
@@ -92,13 +94,17 @@ def _run_child(build: Callable[[], Tree], sock: socket.socket, report: int) -> N
     """Never returns."""
     status = 1
     try:
-        # Ctrl-C is for the parent, whose end takes the connection and us with it.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # What ends a whole process group is for the parent, whose end takes the connection and us
+        # with it, after the guest's last write.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
         with os.fdopen(report, "w", buffering=1) as parent:
             try:
                 tree = build()
-            except (UsageError, GuestUnavailable) as error:
+            except UsageError as error:
                 parent.write(json.dumps({"error": str(error)}) + "\n")
+            except GuestUnavailable as error:
+                parent.write(json.dumps({"unavailable": str(error)}) + "\n")
             else:
                 with tree:
                     prepare_daemon(tree)

@@ -14,7 +14,7 @@ from typing import Final
 
 from harness.cli.daemon import ForkedDaemon
 from harness.cli.guest_tree import DEVTMPFS, busybox_tree, host_directory
-from harness.cli.options import add_logging, configure_logging
+from harness.cli.options import add_logging, configure_logging, terminable
 from harness.compose import Tree
 from harness.guest.errors import GuestUnavailable
 from harness.guest.guest import Guest, GuestConfig
@@ -49,11 +49,13 @@ def run(arguments: argparse.Namespace) -> int:
     configure_logging(arguments.log_level)
     sample = _sample()
     started = time.monotonic()
-    try:
-        right = _in_guest(sample)
-    except GuestUnavailable as error:
-        print(f"No guest here: {error}.\nIn its place, the virtio driver in Python.\n", flush=True)
-        right = _in_python(sample)
+    with terminable():
+        try:
+            right = _in_guest(sample)
+        except GuestUnavailable as error:
+            instead = "In its place, the virtio driver in Python."
+            print(f"No guest here: {error}.\n{instead}\n", flush=True)
+            right = _in_python(sample)
     print(f"\n{time.monotonic() - started:.1f} s in all", flush=True)
     return 0 if right else 1
 

@@ -6,14 +6,26 @@ import argparse
 import os
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 from harness.cli.daemon import ForkedDaemon
 from harness.cli.guest_tree import busybox_tree, host_tree
-from harness.cli.options import add_logging, add_mounts, configure_logging, parse_mounts, parse_size
+from harness.cli.options import (
+    add_logging,
+    add_mounts,
+    configure_logging,
+    parse_mounts,
+    parse_size,
+    terminable,
+)
 from harness.errors import UsageError
 from harness.guest.guest import Guest, GuestConfig, run_guest
+from harness.virtiofs import TAG_MAX
 
-_SHELL = ("/bin/sh",)
+_SHELL: Final = ("/bin/sh",)
+_CPUS_MAX: Final = 255
+_MEMORY_MIN: Final = 96 << 20
+"""What Debian's kernel needs to unpack the initramfs and run a shell; it fails with 64m."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -50,15 +62,17 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command in a guest and return its status."""
     configure_logging(arguments.log_level)
     mounts = parse_mounts(arguments.mounts)
-    if arguments.cpus < 1:
-        raise UsageError(f"--cpus {arguments.cpus}: a guest has one at least")
-    memory = parse_size(arguments.memory)
+    if not 1 <= arguments.cpus <= _CPUS_MAX:
+        raise UsageError(f"--cpus {arguments.cpus}: a guest has 1 to {_CPUS_MAX}")
+    if not 0 < len(os.fsencode(arguments.tag)) <= TAG_MAX:
+        raise UsageError(f"--tag '{arguments.tag}': a tag has 1 to {TAG_MAX} bytes")
+    memory = _parse_memory(arguments.memory)
     command = tuple(arguments.command) or _SHELL
     build = partial(busybox_tree, mounts)
     if arguments.root is not None:
         build = partial(host_tree, arguments.root, mounts)
     interactive = all(os.isatty(fd) for fd in (0, 1, 2))
-    with ForkedDaemon(build) as daemon:
+    with terminable(), ForkedDaemon(build) as daemon:
         config = GuestConfig(
             filesystem=daemon.socket,
             tag=arguments.tag,
@@ -72,3 +86,15 @@ def run(arguments: argparse.Namespace) -> int:
             return run_guest(config, command, stdin=0)
         with Guest(config) as guest:
             return guest.interact(command)
+
+
+def _parse_memory(text: str) -> int:
+    """Return whole pages of memory that can boot, and that this machine has."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    installed = page * os.sysconf("SC_PHYS_PAGES")
+    size = parse_size(text)
+    if size < _MEMORY_MIN:
+        raise UsageError(f"--memory {text}: a guest needs {_MEMORY_MIN >> 20}m at least")
+    if size > installed:
+        raise UsageError(f"--memory {text}: this machine has {installed >> 20}m")
+    return size // page * page

@@ -62,10 +62,12 @@ def host_tree(directory: str, mounts: list[MountSpec]) -> Tree:
     Raises:
         UsageError: a mount that can't be made, or no place for the guest's own /proc and /sys.
     """
+    if not os.path.isdir(directory):
+        raise UsageError(f"--root {directory or repr(directory)}: no such directory")
     for name in ("proc", "sys"):
         if not Path(directory, name).is_dir():
             raise UsageError(
-                f"--root {directory}: it needs an empty directory '{name}' for the guest to mount"
+                f"--root {directory}: make an empty directory '{name}' in it for the guest"
             )
     given = {spec.destination for spec in mounts}
     defaults = [host_directory(directory, "/"), DEVTMPFS]

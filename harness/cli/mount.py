@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ from harness.cli.options import (
 from harness.compose import Tree
 from harness.errors import UsageError
 from harness.fuse.dev_fuse import DEFAULT_READERS, FuseMount
-from harness.fuse.host_mount import MountOptions
+from harness.fuse.host_mount import HELPER, MountOptions
 from harness.fuse.server import FuseServer
 from harness.mountspec import MountSpec
 
@@ -77,6 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
         specs.insert(0, shared_directory(arguments.shared_dir))
     if arguments.readers < 1:
         raise UsageError(f"--readers {arguments.readers}: one thread is needed at least")
+    _check_mountpoint(arguments.mountpoint)
     _refuse_recursion(specs, arguments.mountpoint)
     with Tree(specs) as tree:
         prepare_daemon(tree)
@@ -89,6 +91,36 @@ def run(arguments: argparse.Namespace) -> int:
         with mount:
             mount.wait()
     return 0
+
+
+def _check_mountpoint(mountpoint: str) -> None:
+    """The kernel lets a mount cover another; a second of ours is most likely a mistake."""
+    if not mountpoint:
+        raise UsageError("MOUNTPOINT is empty: name a directory")
+    try:
+        place = os.path.realpath(mountpoint, strict=True)
+        os.stat(place)
+    except OSError:
+        # Whoever is to mount explains this, a dead server of a mount above all.
+        return
+    if _mounted_type(place).startswith("fuse.dentry"):
+        raise UsageError(
+            f"{mountpoint}: a dentry mount is there already: unmount it first (umount, or as a "
+            f"user {HELPER} -u)"
+        )
+
+
+def _mounted_type(place: str) -> str:
+    """Return the filesystem type of the topmost mount at `place`, or "". See proc(5), mountinfo."""
+    kind = ""
+    with open("/proc/self/mountinfo", "rb") as mountinfo:
+        for line in mountinfo:
+            mount, _, filesystem = line.partition(b" - ")
+            escaped = mount.split(b" ")[4]
+            path = re.sub(rb"\\(\d{3})", lambda match: bytes([int(match[1], 8)]), escaped)
+            if os.fsdecode(path) == place:
+                kind = filesystem.split(b" ", 1)[0].decode()
+    return kind
 
 
 def _refuse_recursion(specs: list[MountSpec], mountpoint: str) -> None:

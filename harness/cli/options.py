@@ -6,6 +6,9 @@ import argparse
 import gc
 import logging
 import resource
+import signal
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Final, NoReturn
 
 from harness.compose import Tree
@@ -30,7 +33,45 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line: what is wrong, and where to look."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {one_line(message)} (see {self.prog} --help)\n")
+
+
+class Terminated(BaseException):
+    """SIGTERM or SIGHUP came: what SIGINT's KeyboardInterrupt is, so that every `with` is left."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal = number
+
+
+def one_line(message: str) -> str:
+    """Return `message` with what would break the line, which the user's own words may hold."""
+    return message.replace("\n", "\\n").replace("\r", "\\r")
+
+
+@contextmanager
+def terminable() -> Generator[None]:
+    """Have SIGTERM and SIGHUP raise `Terminated` inside of a `with`, the first of them only.
+
+    One that was ignored, as nohup(1) does, stays so.
+    """
+    numbers = [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) != signal.SIG_IGN
+    ]
+
+    def terminate(number: int, _: object) -> NoReturn:
+        for other in numbers:
+            signal.signal(other, signal.SIG_IGN)
+        raise Terminated(number)
+
+    before = {number: signal.signal(number, terminate) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def add_mounts(parser: argparse.ArgumentParser) -> None:
@@ -85,7 +126,13 @@ def parse_mounts(texts: list[str]) -> list[MountSpec]:
 
 
 def shared_directory(directory: str, *, read_only: bool = False) -> MountSpec:
-    """Return what `--shared-dir DIRECTORY` stands for: that host directory as the root."""
+    """Return what `--shared-dir DIRECTORY` stands for: that host directory as the root.
+
+    Raises:
+        UsageError: no name at all.
+    """
+    if not directory:
+        raise UsageError("--shared-dir '': name a directory, as . for this one")
     flags = abi.MS_RDONLY if read_only else 0
     return MountSpec(
         f"type=passthrough,src={directory},dst=/", "passthrough", "/", directory, flags

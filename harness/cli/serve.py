@@ -6,7 +6,10 @@ import argparse
 import os
 import signal
 import socket
+import stat
 from contextlib import suppress
+from errno import EADDRINUSE, ENOENT
+from typing import Final
 
 from harness.cli.options import (
     add_logging,
@@ -20,6 +23,8 @@ from harness.compose import Tree
 from harness.errors import UsageError
 from harness.fuse.server import FuseServer
 from harness.virtiofs import VirtioFsDevice, listen
+
+_FD_MAX: Final = (1 << 31) - 1
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -76,26 +81,46 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _serve_path(device: VirtioFsDevice, path: str) -> None:
+    if not path:
+        # To bind(2) this is a request for a name of the kernel's choice.
+        raise UsageError("--socket-path '': name a path")
     try:
         listener = listen(path)
     except OSError as error:
-        # Python has words of its own, and no number, for a path that is too long.
-        raise UsageError(f"--socket-path {path}: {error.strerror or error}") from None
+        raise UsageError(f"--socket-path {path}: {_explained(path, error)}") from None
     with listener:
+        inode = os.stat(path).st_ino
         try:
             device.serve(listener)
         finally:
+            # By now another daemon's socket may be there.
             with suppress(FileNotFoundError):
-                os.unlink(path)
+                if os.stat(path).st_ino == inode:
+                    os.unlink(path)
+
+
+def _explained(path: str, error: OSError) -> str:
+    if error.errno == EADDRINUSE:
+        if stat.S_ISSOCK(os.lstat(path).st_mode):
+            return "a daemon listens there: end it first, or choose another path"
+        return "something that is no socket is there: choose another path"
+    if error.errno == ENOENT:
+        return "No such directory: make it first"
+    # Python has words of its own, and no number, for a path that is too long.
+    return error.strerror or str(error)
 
 
 def _serve_fd(device: VirtioFsDevice, fd: int) -> None:
+    if not 0 <= fd <= _FD_MAX:
+        raise UsageError(f"--fd {fd}: no descriptor has this number")
     try:
         sock = socket.socket(fileno=fd)
     except OSError as error:
-        raise UsageError(f"--fd {fd}: {error.strerror}") from None
+        raise UsageError(
+            f"--fd {fd}: {error.strerror}: a Unix stream socket has to be inherited at this number"
+        ) from None
     if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
-        raise UsageError(f"--fd {fd}: not a Unix stream socket")
+        raise UsageError(f"--fd {fd}: this is no Unix stream socket: inherit one")
     if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         with sock:
             device.serve(sock)

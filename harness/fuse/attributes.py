@@ -105,10 +105,13 @@ def setattr_(
             file = server.handles.files.get(fh)
             if file is None or file.inode is not inode:
                 return -errno.EBADF
+            if not file.writable:
+                return -errno.EINVAL
             attributes.file = file
         if valid & abi.FATTR_KILL_SUIDGID and attributes.mode is None:
             attributes.mode = without_set_id(inode)
     if not valid & _CHANGES and server.flags & abi.HANDLE_KILLPRIV_V2:
+        node.mount.want_write()
         attributes.mode = without_set_id(inode)
         if not inode.host_managed:
             inode.killpriv()

@@ -25,6 +25,9 @@ _MASK64: Final = (1 << 64) - 1
 _DT_UNKNOWN: Final = 0
 _DEVICES: Final = (S_IFCHR >> 12, S_IFBLK >> 12)
 _UNKNOWN_ENTRY: Final = bytes(abi.ENTRY_OUT_SIZE)
+# The longest listing that is put together apart: a client asks for no more than it may read, but a
+# chain whose descriptors all name the same pages can claim room for gigabytes.
+_LISTING_MAX: Final = abi.MAX_WRITE
 # By the length of the name in words of 8 bytes: a record whose name is padded with NULs.
 _RECORDS: Final = [Struct(f"<QQII{8 * words}s") for words in range(33)]
 _RECORDS_PLUS: Final = [Struct(f"<128sQQII{8 * words}s") for words in range(33)]
@@ -105,7 +108,7 @@ def _list(
         view = out[at:end]
     else:
         room = [out[at:], *segments[1:]] if at else segments[1:]
-        view = memoryview(bytearray(min(size, length_of(room))))
+        view = memoryview(bytearray(min(size, length_of(room), _LISTING_MAX)))
     try:
         if plus:
             may_look = server.default_permissions or _may_search(server, header, body, handle)

@@ -11,6 +11,9 @@ from vfs.errors import oserror
 
 # More identities than this in a session, and the cache starts again.
 _CACHE_LIMIT = 4096
+# Linux sends one group at most. Longer lists are not remembered: 4096 of the longest would be
+# gigabytes.
+_CACHED_GROUPS = 32
 
 
 class Identities:
@@ -33,6 +36,8 @@ class Identities:
         """The credentials of a request. ``groups`` are those that came with it."""
         if not self.default_permissions:
             return self._of_process(uid, gid, pid)
+        if len(groups) > _CACHED_GROUPS:
+            return Credentials(uid, gid, groups, caps=CAP_FULL_SET)
         key = (uid, gid, groups)
         cred = self._cache.get(key)
         if cred is None:

@@ -95,9 +95,9 @@ def _lookup_dot(server: FuseServer, node: Node, name: bytes, out: memoryview, at
         if not node.inode.is_dir:
             return -errno.ENOTDIR
         mount, dentry = follow_dotdot(mount, dentry, nodes.root)
-    dentry.superblock.vfs.dcache.hold(dentry)
-    found = nodes.enter(nodes.group(mount), dentry)
-    found.inode.refresh()
+    assert dentry.inode is not None
+    dentry.inode.refresh()
+    found = nodes.enter(nodes.group(mount), dentry.superblock.vfs.dcache.hold(dentry))
     out[at : at + 128] = nodes.entry(found)
     return 128
 

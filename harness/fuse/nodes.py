@@ -217,15 +217,12 @@ class NodeTable:
     def enter_mounted(self, group: MountNodes, dentry: Dentry) -> Node:
         """As ``enter``, for a dentry that something may be mounted on: crosses onto it."""
         mount, root = traverse_mounts(group.mount, dentry)
-        if root is not dentry:
-            root.superblock.vfs.dcache.hold(root)
+        if root is dentry:
+            return self.enter(group, dentry)
+        with dentry:
             assert root.inode is not None
             root.inode.refresh()
-            group = self.group(mount)
-            node = self.enter(group, root)
-            dentry.put()
-            return node
-        return self.enter(group, dentry)
+            return self.enter(self.group(mount), root.superblock.vfs.dcache.hold(root))
 
     def entry(self, node: Node) -> bytes:
         """The current fuse_entry_out of ``node``."""

@@ -86,11 +86,13 @@ class Parking:
         if unique in self._early:
             del self._early[unique]
             return False
+        if self._thread is None:
+            # First, because it may fail for want of threads, and then the caller answers.
+            thread = threading.Thread(target=self._run, name="fuse-parked", daemon=True)
+            thread.start()
+            self._thread = thread
         request = ParkedRequest(self, unique, queue, attempt, fail, completion)
         self._parked[unique] = request
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="fuse-parked", daemon=True)
-            self._thread.start()
         queue.add(request)
         return True
 

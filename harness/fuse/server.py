@@ -20,6 +20,7 @@ from harness.fuse.identity import Identities, supplementary_groups
 from harness.fuse.nodes import NodeTable
 from harness.fuse.opcodes import BY_NUMBER, DATA_IN, NAMES, PLAIN, SILENT
 from harness.fuse.parking import Parking
+from harness.fuse.ratelimit import RateLimit
 from harness.fuse.request import NO_REPLY, Handler, Header
 from harness.wire import PENDING
 from vfs.errors import WouldBlock, oserror
@@ -148,7 +149,7 @@ class FuseServer:
     """
 
     __slots__ = (
-        "_cache", "_identities", "_lock", "_root", "_rows", "_sessions", "counts",
+        "_bugs", "_cache", "_identities", "_lock", "_root", "_rows", "_sessions", "counts",
         "default_permissions", "flags", "handles", "locks", "minor", "nodes", "notify", "parking",
         "polls", "unique_inodes", "vfs", "wanted_flags",
     )  # fmt: skip
@@ -186,6 +187,7 @@ class FuseServer:
         self.minor = 0
         self.flags = 0
         self.counts = [0] * _ROWS
+        self._bugs = RateLimit()
         self._sessions = 0
         self._rows = _BEFORE_INIT
         self._identities = Identities(default_permissions)
@@ -197,8 +199,14 @@ class FuseServer:
     def _policy(self, superblock: Superblock) -> CachePolicy:
         policies = self._cache
         if isinstance(policies, CachePolicy):
-            return policies
-        return policies.get(superblock.type.name) or policies.get("*", AUTO)
+            policy = policies
+        else:
+            policy = policies.get(superblock.type.name) or policies.get("*", AUTO)
+        if not self.default_permissions:
+            # A name that the client has cached for one user would lead another, who may not search
+            # the directory, to the file: we are only asked in a LOOKUP.
+            return policy._replace(entry_ns=0, negative_ns=0)
+        return policy
 
     # The transport's side
 
@@ -393,7 +401,11 @@ class FuseServer:
             number = error.errno
             if number is not None and 0 < number < _ERRNO_END:
                 return self._error(first, unique, number)
-        _log.error("request %d failed", unique, exc_info=error)
+        # A client that has found a bug of ours must not fill the disk with it.
+        if self._bugs.allows():
+            _log.error(
+                "request %d failed (%d more before it)", unique, self._bugs.missed(), exc_info=error
+            )
         return self._error(first, unique, errno.EIO)
 
     def _park(

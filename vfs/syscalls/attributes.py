@@ -343,7 +343,9 @@ def _xattr_name(name: str | bytes) -> bytes:
 def _owner(uid: int, gid: int) -> SetAttributes:
     """Ids as chown(2) takes them: -1 (or its 32-bit form) leaves one alone."""
     nobody = (-1, 0xFFFFFFFF)
-    return SetAttributes(uid=None if uid in nobody else uid, gid=None if gid in nobody else gid)
+    return SetAttributes(
+        uid=None if uid in nobody else uid, gid=None if gid in nobody else gid, chown=True
+    )
 
 
 def _timespec(time: tuple[int, int], now: int) -> int | None:

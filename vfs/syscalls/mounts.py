@@ -42,7 +42,7 @@ class MountSyscalls(SyscallBase):
         target: Path,
         fstype: str | None = None,
         flags: int = 0,
-        data: str = "",
+        data: str | None = None,
     ) -> None:
         """mount(2).
 
@@ -55,7 +55,7 @@ class MountSyscalls(SyscallBase):
                 if flags & abi.MS_BIND:
                     self._reconfigure_mount(where, flags)
                 else:
-                    self._remount(where, flags, data)
+                    self._remount(where, flags, data or "")
             elif flags & abi.MS_BIND:
                 self._bind(source, where, flags)
             elif flags & _PROPAGATION:
@@ -63,16 +63,19 @@ class MountSyscalls(SyscallBase):
             elif flags & abi.MS_MOVE:
                 self._move(source, where)
             else:
-                self._new_mount(source, where, fstype, flags, data)
+                self._new_mount(source, where, fstype, flags, data or "")
 
     def _is_ours(self, mount: Mount) -> bool:
         """Linux: ``check_mnt``."""
         return mount.namespace is self.namespace
 
     def _mountpoint(self, where: VirtualDentry) -> tuple[Mount, Dentry]:
-        """Linux: ``do_lock_mount``: the topmost place on ``where``. Raises: EINVAL, ENOENT."""
+        """Linux: ``do_lock_mount``: the topmost place on ``where``.
+
+        Raises: ENOENT (deleted, or in a tree that was unmounted), EINVAL (another namespace's).
+        """
         mount, dentry = traverse_mounts(where.mount, where.dentry)
-        if not dentry.hashed:
+        if not dentry.hashed or mount.namespace is None:
             raise oserror(errno.ENOENT)
         if not self._is_ours(mount):
             raise oserror(errno.EINVAL)
@@ -120,6 +123,7 @@ class MountSyscalls(SyscallBase):
         if source is None or not os.fsencode(source):
             raise oserror(errno.EINVAL)
         with self._lookup(abi.AT_FDCWD, source, FOLLOW) as old:
+            self._mountpoint(where)
             if not self._is_ours(old.mount):
                 raise oserror(errno.EINVAL)
             if flags & abi.MS_REC:
@@ -145,10 +149,10 @@ class MountSyscalls(SyscallBase):
         if source is None or not os.fsencode(source):
             raise oserror(errno.EINVAL)
         with self._lookup(abi.AT_FDCWD, source, FOLLOW) as old:
+            parent, mountpoint = self._mountpoint(where)
             moving = old.mount
             if old.dentry is not moving.root or not moving.is_attached or not self._is_ours(moving):
                 raise oserror(errno.EINVAL)
-            parent, mountpoint = self._mountpoint(where)
             assert mountpoint.inode is not None and moving.root.inode is not None
             if mountpoint.inode.is_dir != moving.root.inode.is_dir:
                 raise oserror(errno.EINVAL)
@@ -221,16 +225,20 @@ class MountSyscalls(SyscallBase):
         lookup = 0 if flags & abi.UMOUNT_NOFOLLOW else FOLLOW
         with self.vfs.lock:
             where = self._lookup(abi.AT_FDCWD, target, lookup)
+            # Linux: LOOKUP_MOUNTPOINT: what is stacked on one's root or cwd is meant too.
+            mount, dentry = traverse_mounts(where.mount, where.dentry)
+            is_root = dentry is mount.root
             # The walk's own dentry reference must not count; its mount reference does.
-            mount, is_root = where.mount, where.dentry is where.mount.root
+            mount.get()
             where.dentry.put()
+            where.mount.put_no_expire()
             try:
                 self.cred.require(CAP_SYS_ADMIN)
                 if not is_root or not self._is_ours(mount):
                     raise oserror(errno.EINVAL)
                 self._umount(mount, flags)
             finally:
-                mount.put()
+                mount.put_no_expire()
 
     def _umount(self, mount: Mount, flags: int) -> None:
         """Linux: ``do_umount``."""
@@ -271,6 +279,8 @@ class MountSyscalls(SyscallBase):
             root = self.fs.root
             old_mount, old_mountpoint = traverse_mounts(old.mount, old.dentry)
             new_mount, root_mount = new.mount, root.mount
+            if old_mount.namespace is None:
+                raise oserror(errno.ENOENT)
             if not all(map(self._is_ours, (root_mount, new_mount, old_mount))):
                 raise oserror(errno.EINVAL)
             if not new.dentry.hashed:

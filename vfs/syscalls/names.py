@@ -100,7 +100,8 @@ class NameSyscalls(SyscallBase):
         lookup = self._at_flags(flags, abi.AT_SYMLINK_FOLLOW | abi.AT_EMPTY_PATH, False)
         with self.vfs.lock:
             name = os.fsencode(old_path)
-            if flags & abi.AT_EMPTY_PATH and old_dirfd != abi.AT_FDCWD and not name:
+            relative = old_dirfd != abi.AT_FDCWD and not name.startswith(b"/")
+            if flags & abi.AT_EMPTY_PATH and relative:
                 opener = self.files.get_file(old_dirfd).cred
                 if opener is not self.cred and not self.cred.capable(CAP_DAC_READ_SEARCH):
                     raise oserror(errno.ENOENT)

@@ -74,8 +74,11 @@ class OpenSyscalls(SyscallBase):
             raise oserror(errno.EINVAL)
         if flags & abi.O_SYNC == abi.O_SYNC & ~abi.O_DSYNC:
             flags |= abi.O_DSYNC
+        name = os.fsencode(path)
+        get_name(name)
         with self.vfs.lock:
-            file = self._open_file(dirfd, os.fsencode(path), flags, mode, resolve)
+            self.files.unused()  # EMFILE comes before anything is created
+            file = self._open_file(dirfd, name, flags, mode, resolve)
         try:
             if isinstance(file, PipeFile):
                 self._wait(False, file.wait_open)
@@ -90,7 +93,6 @@ class OpenSyscalls(SyscallBase):
         self, dirfd: int, path: bytes, flags: int, mode: int, resolve: int
     ) -> FileDescription:
         """Linux: ``path_openat``. The caller receives the description."""
-        get_name(path)
         start = self._start(dirfd, path, resolve)
         walk = Walk(self.vfs, self.cred, self.fs.root, start, resolve)
         try:
@@ -118,7 +120,9 @@ class OpenSyscalls(SyscallBase):
         parent = VirtualDentry(walk.mount, walk.dentry)
         linkable = not flags & abi.O_EXCL
         with vfs_tmpfile(parent, mode, self.cred, linkable, self.fs.umask) as dentry:
-            file = vfs_open(walk.mount, dentry, flags & ~abi.O_TMPFILE, self.cred, check=False)
+            # There is nothing to truncate, so O_TRUNC costs no set-id bits either.
+            rest = flags & ~(abi.O_TMPFILE | abi.O_TRUNC)
+            file = vfs_open(walk.mount, dentry, rest, self.cred, check=False)
             file.flags |= abi.O_TMPFILE
             return file
 

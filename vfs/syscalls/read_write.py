@@ -11,6 +11,7 @@ from vfs.file import FileDescription
 from vfs.inode import SetAttributes
 from vfs.namei import FOLLOW
 from vfs.operations import (
+    verify_area,
     vfs_copy_file_range,
     vfs_fallocate,
     vfs_fsync,
@@ -91,14 +92,15 @@ class ReadWriteSyscalls(SyscallBase):
         with self._held_file(fd) as file:
             if offset is not None and not file.seekable:
                 raise oserror(errno.ESPIPE)
+            position = file.position if file.seekable else 0
+            start = position if offset is None else offset
             if flags:
                 if not (file.writable if writing else file.readable):
                     raise oserror(errno.EBADF)
                 if not any(map(len, buffers)):
                     return 0
+                verify_area(buffers, start)
                 _check_rw_flags(file, flags)
-            position = file.position if file.seekable else 0
-            start = position if offset is None else offset
             nonblocking = bool(file.flags & abi.O_NONBLOCK or flags & abi.RWF_NOWAIT)
             cred = self.cred
 
@@ -197,11 +199,11 @@ class ReadWriteSyscalls(SyscallBase):
     ) -> int:
         """copy_file_range(2); an offset of None uses and moves the file position.
 
-        Raises: EINVAL, EBADF, and as ``vfs_copy_file_range``.
+        Raises: EBADF, EINVAL, and as ``vfs_copy_file_range``.
         """
-        if flags:
-            raise oserror(errno.EINVAL)
         with self._held_file(fd_in) as source, self._held_file(fd_out) as target:
+            if flags:
+                raise oserror(errno.EINVAL)
             start_in = source.position if offset_in is None else offset_in
             start_out = target.position if offset_out is None else offset_out
             count = vfs_copy_file_range(source, start_in, target, start_out, length, self.cred)

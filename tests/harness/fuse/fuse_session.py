@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from fsimpl.passthrough import PassthroughType
 from fsimpl.tmpfs import TmpfsType
 from harness.fuse import abi
 from harness.fuse.opcodes import OPCODES
@@ -111,7 +113,7 @@ def unpack_dirents(payload: bytes, plus: bool) -> Iterator[tuple[bytes, int, int
 
 
 class Session:
-    """A server over a fresh tmpfs, and the client's side of its protocol."""
+    """A server over a fresh tmpfs, or over ``source`` of the host, and the client's side."""
 
     def __init__(
         self,
@@ -119,13 +121,18 @@ class Session:
         flags: int = ALL_FLAGS,
         minor: int = abi.KERNEL_MINOR_VERSION,
         vfs: VirtualFilesystem | None = None,
+        source: str | os.PathLike[str] | None = None,
         **options: Any,
     ) -> None:
         if vfs is None:
             vfs = VirtualFilesystem(tracing=True)
             vfs.register(TmpfsType())
+            vfs.register(PassthroughType())
         self.vfs = vfs
-        self.namespace = self.vfs.create_namespace("tmpfs")
+        if source is None:
+            self.namespace = self.vfs.create_namespace("tmpfs")
+        else:
+            self.namespace = self.vfs.create_namespace("passthrough", os.fsencode(source))
         rootfs = self.namespace.root
         self.root = VirtualDentry(*traverse_mounts(rootfs, rootfs.root))
         self.server = FuseServer(self.vfs, self.root, **options)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from errno import E2BIG, EEXIST, EINVAL, ENODATA, ENOTDIR, ERANGE, EXDEV
 from stat import S_IFBLK, S_IMODE
 
@@ -170,3 +171,14 @@ def test_rename_and_link_across_mounts_fail_with_exdev() -> None:
         body = abi.RENAME_IN.pack(above.nodeid) + b"file\0file\0"
         expect(EXDEV, session.call, "RENAME", ROOT, body, 0)
         expect(EXDEV, session.link, file.nodeid, above.nodeid, b"link")
+
+
+def test_truncating_through_a_handle_needs_one_that_is_open_for_writing() -> None:
+    with Session() as session:
+        entry, opened = session.create(ROOT, b"file")
+        session.write(opened.fh, 0, b"data")
+        reader = session.open(entry.nodeid, os.O_RDONLY)
+        size = abi.FATTR_SIZE | abi.FATTR_FH
+        expect(EINVAL, session.setattr, entry.nodeid, size, fh=reader.fh, size=0)
+        assert session.getattr(entry.nodeid).size == 4
+        assert session.setattr(entry.nodeid, size, fh=opened.fh, size=1).size == 1

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 from errno import EBADF, EEXIST, EFBIG, EINVAL, EISDIR, ENOTTY, ENXIO, ESTALE
+from pathlib import Path
 from stat import S_IFCHR, S_IFREG, S_IMODE
 
+import pytest
 from fuse_session import ROOT, Opened, Session, expect, unpack_entry
 
 from harness.fuse import abi
 from harness.fuse.cache import ALWAYS, NEVER
 from vfs.abi import O_APPEND, O_EXCL, O_RDONLY, O_TRUNC, SEEK_DATA, SEEK_HOLE, SEEK_SET
+from vfs.inode import Inode
 
 
 def test_what_is_written_is_read_back_across_pages() -> None:
@@ -214,3 +217,28 @@ def test_close_is_told_only_where_it_matters() -> None:
         assert not session.create(ROOT, b"file")[1].flags & abi.FOPEN_NOFLUSH
     with Session(local_locks=True) as session:
         assert session.create(ROOT, b"file")[1].flags & abi.FOPEN_NOFLUSH
+
+
+def test_copying_reads_attributes_under_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The buffer that the host's answers come in is shared, and the lock is what guards it."""
+    with Session(source=tmp_path) as session:
+        entry, source = session.create(ROOT, b"source")
+        session.write(source.fh, 0, b"data")
+        _, target = session.create(ROOT, b"target")
+        inode = session.server.nodes.by_id[entry.nodeid].inode
+        refresh = type(inode).refresh
+        unguarded = []
+
+        def watched(self: Inode) -> None:
+            if not session.vfs.lock._is_owned():
+                unguarded.append(self)
+            refresh(self)
+
+        monkeypatch.setattr(type(inode), "refresh", watched)
+        body = abi.COPY_FILE_RANGE_IN.pack(source.fh, 0, entry.nodeid, target.fh, 0, 4, 0)
+        session.call("COPY_FILE_RANGE", entry.nodeid, body)
+        monkeypatch.undo()
+        assert session.read(target.fh, 0, 10) == b"data"
+        assert not unguarded

@@ -7,7 +7,8 @@ from errno import EINVAL, EIO, ENOSYS
 from itertools import pairwise
 
 import pytest
-from fuse_session import OP, ROOT, Session, expect, parse
+from fuse_requests import Requests, state
+from fuse_session import OP, ROOT, FuseError, Session, expect, parse
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -166,3 +167,54 @@ def test_a_bug_of_ours_costs_one_request_and_leaves_a_traceback(
         assert "ZeroDivisionError" in caplog.text
         monkeypatch.undo()
         assert session.getattr(entry.nodeid).nlink == 2
+
+
+def test_a_bug_that_a_client_repeats_does_not_fill_the_log(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Session() as session:
+
+        def broken(self: object) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(type(session.root.inode), "refresh", broken)
+        for _ in range(200):
+            expect(EIO, session.getattr, ROOT)
+        monkeypatch.undo()
+        assert 1 <= caplog.text.count("Traceback") <= 20
+
+
+def test_an_exception_in_a_filesystem_leaves_neither_references_nor_the_lock(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    methods = ("create", "mkdir", "mknod", "symlink", "link", "unlink", "rmdir", "rename", "open")
+    with Session() as session:
+        requests = Requests(session)
+        directory = type(session.root.inode)
+        file = type(session.server.nodes.by_id[requests.file].inode)
+        before = state(session)
+
+        def broken(*arguments: object) -> None:
+            raise RuntimeError("a bug")
+
+        for method in methods:
+            monkeypatch.setattr(directory, method, broken)
+            monkeypatch.setattr(file, method, broken)
+        for method in ("setattr", "getxattr", "setxattr", "removexattr", "listxattr", "tmpfile"):
+            monkeypatch.setattr(directory, method, broken)
+            monkeypatch.setattr(file, method, broken)
+        failed = []
+        for name, (nodeid, body) in requests.by_name.items():
+            if name in ("INIT", "DESTROY"):
+                continue
+            try:
+                session.call(name, nodeid, body)
+            except FuseError as error:
+                if error.errno == EIO:
+                    failed.append(name)
+                    assert not session.vfs.lock._is_owned()
+        assert {"CREATE", "MKDIR", "UNLINK", "RENAME", "OPEN", "SETATTR", "TMPFILE"} <= set(failed)
+        monkeypatch.undo()
+        after = state(session)
+        assert after[2] == before[2]
+        session.vfs.check()

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import os
-from errno import EACCES, EINVAL
+import struct
+import tracemalloc
+from errno import EACCES, EINVAL, ENOENT
 from stat import S_IMODE
 
 from fuse_session import ROOT, Session, expect
 
 from harness.fuse import abi
+from harness.fuse.cache import ALWAYS
 
 
 def test_what_is_created_belongs_to_the_caller() -> None:
@@ -66,3 +69,34 @@ def test_without_default_permissions_the_checks_are_ours() -> None:
         expect(EACCES, session.create, private.nodeid, b"other")
         expect(EACCES, session.opendir, private.nodeid)
         expect(EACCES, session.call, "ACCESS", private.nodeid, abi.ACCESS_IN.pack(4, 0), 0)
+
+
+def test_long_lists_of_groups_are_not_kept() -> None:
+    """Thousands of identities are remembered; with 60000 groups each they would be gigabytes."""
+    with Session() as session:
+        tracemalloc.start()
+        try:
+            for index in range(5):
+                groups = struct.pack("<I60000I", 60000, *range(index, 60000 + index))
+                extension = abi.EXT_HEADER.pack(8 + len(groups), abi.EXT_GROUPS) + groups
+                session.extensions = extension + bytes(-len(extension) % 8)
+                session.mkdir(ROOT, b"%d" % index)
+            session.extensions = b""
+            del groups, extension
+            assert tracemalloc.get_traced_memory()[0] < 1 << 20
+        finally:
+            tracemalloc.stop()
+
+
+def test_without_default_permissions_the_client_may_not_keep_names() -> None:
+    """Its cache would take a user who may not search a directory to what another found there."""
+    with Session(default_permissions=False, cache=ALWAYS._replace(negative_ns=10**9)) as session:
+        session.pid = os.getpid()
+        private = session.mkdir(ROOT, b"private", 0o700)
+        session.create(private.nodeid, b"file")
+        found = session.lookup(private.nodeid, b"file")
+        assert (private.entry_s, found.entry_s) == (0, 0)
+        assert found.attr_s
+        expect(ENOENT, session.lookup, private.nodeid, b"none")
+    with Session() as session:
+        assert session.mkdir(ROOT, b"dir").entry_s == 1

@@ -146,3 +146,24 @@ def test_reset_gives_every_reference_back() -> None:
 def test_an_unknown_node_fails_with_estale(name: bytes) -> None:
     with Session() as session:
         expect(ESTALE, session.call, name.decode(), 99, b"name\0" * 5, 128)
+
+
+def test_a_lookup_that_fails_beyond_a_mount_point_counts_and_holds_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with Session() as session:
+        point = session.mkdir(ROOT, b"point")
+        mount_tmpfs(session, point.nodeid)
+        top = session.lookup(ROOT, b"point")
+        node = session.server.nodes.by_id[top.nodeid]
+        held = node.dentry.count, node.nlookup, session.root.dentry.count
+
+        def stale(self: object) -> None:
+            raise OSError(ESTALE, "stale")
+
+        monkeypatch.setattr(type(node.inode), "refresh", stale)
+        expect(ESTALE, session.lookup, ROOT, b"point")
+        expect(ESTALE, session.lookup, top.nodeid, b".")
+        expect(ESTALE, session.lookup, top.nodeid, b"..")
+        monkeypatch.undo()
+        assert (node.dentry.count, node.nlookup, session.root.dentry.count) == held

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from errno import EAGAIN, EBADF, EINTR, ENOSYS
+import threading
+from errno import EAGAIN, EBADF, EINTR, EIO, ENOSYS
 from stat import S_IFCHR, S_IFREG
 
+import pytest
 from fuse_session import ROOT, FuseError, Pending, Session, expect
 
 from harness.fuse import abi
@@ -219,3 +221,24 @@ def test_two_requests_with_one_number_do_not_both_wait() -> None:
         except FuseError as error:
             assert error.errno == EINTR
         assert not first.answered
+
+
+def test_a_request_that_cannot_wait_for_want_of_a_thread_is_answered_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Session() as session:
+        entry, first = session.create(ROOT, b"file")
+        second = session.open(entry.nodeid)
+        session.call("SETLK", entry.nodeid, lock_body(first.fh, 1, F_WRLCK), 0)
+
+        def no_more(self: object) -> None:
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(threading.Thread, "start", no_more)
+        expect(EIO, session.start, "SETLKW", entry.nodeid, lock_body(second.fh, 2, F_WRLCK), 0)
+        monkeypatch.undo()
+        assert not len(session.server.parking)
+        waiting = session.start("SETLKW", entry.nodeid, lock_body(second.fh, 2, F_WRLCK), 0)
+        assert isinstance(waiting, Pending)
+        session.call("SETLK", entry.nodeid, lock_body(first.fh, 1, F_UNLCK), 0)
+        assert waiting.wait() == b""
