@@ -8,7 +8,7 @@ import socket
 import stat
 import struct
 from collections.abc import Callable
-from errno import EADDRINUSE, EINVAL
+from errno import EADDRINUSE, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM
 from types import TracebackType
 from typing import Final
 
@@ -22,6 +22,8 @@ LOG = logging.getLogger(__name__)
 TAG_MAX: Final = 36
 MAX_REQUEST_QUEUES: Final = 127
 POLL_LIMIT_NS: Final = 50_000
+ACCEPT_PAUSE_NS: Final = 500_000_000
+"""How long after a failure for want of descriptors or memory a frontend is accepted again."""
 
 _CONFIG: Final = struct.Struct("<36sI")
 """struct virtio_fs_config: tag, number of request queues (section 5.11.4)."""
@@ -166,6 +168,11 @@ class VirtioFsDevice:
             sock, _ = self._listener.accept()
         except OSError as error:
             LOG.debug("accept: %s", error)
+            if error.errno in (EMFILE, ENFILE, ENOBUFS, ENOMEM):
+                # The listener stays readable, and would keep us busy with nothing else.
+                LOG.warning("no frontend can be accepted: %s", error.strerror)
+                self._loop.unregister(self._listener.fileno())
+                self._loop.set_timer(ACCEPT_PAUSE_NS, self._accept_again)
             return
         self._loop.unregister(self._listener.fileno())
         self._attach(sock, self._accept_again)

@@ -89,19 +89,31 @@ class Dentry(RefCounted):
             self._kill()
 
     def _kill(self) -> None:
-        """Linux: ``__dentry_kill``: give back the inode, then the parent."""
-        if self.children:
-            raise InvariantViolation(f"{self!r} dies with children")
-        inode, self.inode = self.inode, None
-        parent = self.parent
-        self.hashed = False
-        # A root is its own parent: a cycle that would wait for the collector.
-        del self.parent
-        super().release()
-        if inode is not None:
-            inode.put()
-        if parent is not self:
-            parent.put()
+        """Linux: ``dput``'s loop over ``__dentry_kill``: give back the inode, then the parent, which
+        may die in turn. A loop, because a client can have made a chain of deleted directories that
+        is longer than Python's stack.
+        """
+        dying = self
+        while True:
+            if dying.children:
+                raise InvariantViolation(f"{dying!r} dies with children")
+            inode, dying.inode = dying.inode, None
+            parent = dying.parent
+            dying.hashed = False
+            # A root is its own parent: a cycle that would wait for the collector.
+            del dying.parent
+            RefCounted.release(dying)
+            if inode is not None:
+                inode.put()
+            if parent is dying:
+                return
+            if parent.hashed or parent.count > 1:
+                parent.put()
+                return
+            parent.count = 0
+            if parent.ledger.tracing:
+                parent.ledger.gave(parent)
+            dying = parent
 
     def kill_tree(self) -> None:
         """Take the whole pinned tree below apart, leaves first (Linux: ``d_genocide``).

@@ -120,6 +120,11 @@ class Inode:
         return self.mode & abi.S_IFMT == abi.S_IFREG
 
     @property
+    def is_special(self) -> bool:
+        """Linux: ``special_file``: writing to it does not write to its filesystem."""
+        return self.mode & abi.S_IFMT in (abi.S_IFCHR, abi.S_IFBLK, abi.S_IFIFO, abi.S_IFSOCK)
+
+    @property
     def has_magic_link(self) -> bool:
         """Whether following this symlink jumps (``follow_magic_link``) instead of walking text."""
         return False

@@ -118,7 +118,16 @@ class PassthroughSuperblock(Superblock):
 
     def open_handle(self, handle: HostHandle, flags: int) -> int:
         """``handle.open(flags)`` within the budget. Raises: ENFILE."""
-        return self.with_descriptor(handle.open, flags)
+        while True:
+            fd = self.with_descriptor(handle.open, flags)
+            if fd < self.ceiling:
+                return fd
+            self.ceiling = _descriptor_ceiling()
+            if fd < self.ceiling:
+                return fd
+            os.close(fd)
+            if not self._reclaim():
+                raise oserror(errno.ENFILE)
 
     def with_descriptor(self, make: Callable[P, int], *args: P.args, **kwargs: P.kwargs) -> int:
         """The descriptor that ``make(...)`` gives, after making room for it where that is needed.

@@ -124,7 +124,7 @@ class FuseServer:
 
     ``default_permissions``
         the client's kernel checks permissions (virtio-fs always; /dev/fuse with the mount option
-        of that name, which must agree). Otherwise the checks are ours.
+        of that name, which must agree). Otherwise the checks are ours, and no name may be cached.
     ``cache``
         what the client may keep: a policy, or one for each filesystem type by name, where ``"*"``
         is for the others.

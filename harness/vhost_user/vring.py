@@ -231,7 +231,9 @@ def _notify(fd: int) -> None:
 
 def _error_reply(request: Sequence[memoryview], reply: Sequence[memoryview]) -> int:
     size = _FUSE_OUT_HEADER.size
-    unique = b"".join(request)[_UNIQUE]
+    # No segment is empty; the whole request can be claimed to be gigabytes long.
+    front = b"".join([segment[:16] for segment in request[:16]])
+    unique = front[_UNIQUE]
     if len(unique) < 8 or sum(map(len, reply)) < size:
         return 0
     header = _FUSE_OUT_HEADER.pack(size, -EIO, int.from_bytes(unique, "little"))

@@ -118,8 +118,9 @@ class ReadWriteSyscalls(SyscallBase):
                     or (file.flags & abi.O_APPEND and not flags & abi.RWF_NOAPPEND)
                 )
                 if appends and file.inode.is_regular:
-                    file.inode.refresh()
-                    file.position = file.inode.size
+                    with self.vfs.lock:
+                        file.inode.refresh()
+                        file.position = file.inode.size
                 else:
                     file.position = start + count
             return count

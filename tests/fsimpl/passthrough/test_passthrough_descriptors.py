@@ -133,3 +133,21 @@ def test_when_all_descriptors_are_in_use_the_next_file_is_enfile_and_made_nowher
     for fd in opened:
         inside.close(fd)
     inside.mkdir("d")
+
+
+def test_one_file_opened_over_and_over_leaves_descriptors_for_the_process(
+    few_descriptors: int, inside: Task, shared: Path
+) -> None:
+    (shared / "file").write_bytes(b"x")
+    inside.files.limit = few_descriptors
+    opened = []
+    with pytest.raises(OSError) as caught:
+        for _ in range(few_descriptors):
+            opened.append(inside.open("file", abi.O_RDONLY))
+    assert caught.value.errno == errno.ENFILE
+    assert len(opened) > 10
+    spare = [os.open("/dev/null", os.O_RDONLY) for _ in range(10)]
+    for fd in spare:
+        os.close(fd)
+    inside.close(opened.pop())
+    opened.append(inside.open("file", abi.O_RDONLY))

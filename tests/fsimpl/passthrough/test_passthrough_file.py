@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest

@@ -26,7 +26,10 @@ FILE_MODES = (0o000, 0o400, 0o200, 0o644, 0o664, 0o666, 0o755, 0o4755, 0o2755, 0
 DIR_MODES = (0o000, 0o755, 0o770, 0o777, 0o1777, 0o2777, 0o733, 0o300)
 TIME_NS = 10**18
 
-pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="needs to become another user")
+pytestmark = [
+    pytest.mark.skipif(os.getuid() != 0, reason="needs to become another user"),
+    pytest.mark.slow,
+]
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import os
 import socket
 import stat
 import threading
-from errno import EADDRINUSE, EINVAL
+import time
+from errno import EADDRINUSE, EINVAL, EMFILE
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,42 @@ def test_number_of_queues_out_of_range_is_refused(queues: int) -> None:
     with pytest.raises(OSError) as caught:
         VirtioFsDevice(EchoServer(), "tag", queues)
     assert caught.value.errno == EINVAL
+
+
+class Exhausted(socket.socket):
+    """A listener that finds no free descriptor."""
+
+    refused = 0
+    exhausted = True
+
+    def accept(self) -> tuple[socket.socket, object]:
+        if self.exhausted:
+            self.refused += 1
+            raise OSError(EMFILE, os.strerror(EMFILE))
+        return super().accept()
+
+
+@pytest.mark.parametrize(("pause_ns", "passes"), [(60_000_000_000, False), (1_000_000, True)])
+def test_want_of_descriptors_pauses_accepting_until_it_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pause_ns: int, passes: bool
+) -> None:
+    monkeypatch.setattr("harness.virtiofs.ACCEPT_PAUSE_NS", pause_ns)
+    path = str(tmp_path / "sock")
+    with Exhausted(socket.AF_UNIX) as listener, VirtioFsDevice(EchoServer()) as device:
+        listener.bind(path)
+        listener.listen()
+        thread = threading.Thread(target=device.serve, args=(listener,))
+        thread.start()
+        with socket.socket(socket.AF_UNIX) as early:
+            early.connect(path)
+            while listener.refused < (2 if passes else 1):
+                time.sleep(0.01)
+            # Long enough to be refused some thousand times by one that goes on trying.
+            time.sleep(0.1)
+            assert passes or listener.refused == 1
+        listener.exhausted = False
+        if passes:
+            with Frontend.connect(path) as frontend:
+                frontend.negotiate()
+        device.stop()
+        thread.join()
