@@ -89,9 +89,10 @@ class Dentry(RefCounted):
             self._kill()
 
     def _kill(self) -> None:
-        """Linux: ``dput``'s loop over ``__dentry_kill``: give back the inode, then the parent, which
-        may die in turn. A loop, because a client can have made a chain of deleted directories that
-        is longer than Python's stack.
+        """Linux: ``dput``'s loop over ``__dentry_kill``: give back the inode, then the parent.
+
+        The parent may die in turn. A loop, because a client can have made a chain of deleted
+        directories that is longer than Python's stack.
         """
         dying = self
         while True:

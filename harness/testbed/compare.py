@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from harness.testbed.state import Renamer, State, lines_of, time_contradictions
 from harness.testbed.step import Step, format_bytes, format_script
-from harness.testbed.target import Target, TargetUnavailable
+from harness.testbed.target import NoSuchTask, Target, TargetUnavailable
 from vfs.syscalls.attributes import Stat, StatfsResult, Statx
 from vfs.syscalls.names import DirectoryRecord
 
@@ -129,7 +129,7 @@ def perform(target: Target, step: Step) -> Answer:
         if error.errno is None:
             raise
         return Answer(error=error.errno)
-    except TargetUnavailable:
+    except (NoSuchTask, TargetUnavailable):
         raise
     except Exception:
         return Answer(crash=traceback.format_exc())
@@ -141,7 +141,7 @@ def run(
     """Run ``steps`` on two fresh targets. Returns the first difference, or None.
 
     After each step both targets' invariants are checked; ``observe`` says when their whole states
-    are compared too.
+    are compared too. Raises: NoSuchTask.
     """
     names = one.name, other.name
     normalizers = Normalizer(), Normalizer()

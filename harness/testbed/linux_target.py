@@ -18,7 +18,7 @@ from harness.testbed import linux_agent
 from harness.testbed.host_syscalls import is_supported
 from harness.testbed.state import State
 from harness.testbed.step import Step
-from harness.testbed.target import ROOT_OPTIONS, Target, TargetUnavailable
+from harness.testbed.target import ROOT_OPTIONS, NoSuchTask, Target, TargetUnavailable
 
 _SLOTS = 8
 _OBSERVER = "observer"
@@ -122,7 +122,7 @@ class LinuxTarget(Target):
 
     def perform(self, step: Step) -> Any:
         if step.task not in self._slots:
-            raise ValueError(f"no task {step.task}")
+            raise NoSuchTask(f"no task {step.task}")
         if step.call == "clone":
             self._clone(step.task, *step.args)
             return None

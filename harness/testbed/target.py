@@ -17,6 +17,10 @@ class TargetUnavailable(Exception):
     """The target cannot be had here, or cannot do this; the message says why."""
 
 
+class NoSuchTask(ValueError):
+    """A step is by a task that no step before it has made."""
+
+
 class TargetTask:
     """A task of a target: each attribute is a system call by its Linux name.
 

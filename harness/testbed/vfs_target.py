@@ -10,7 +10,7 @@ from typing import Any
 from fsimpl.tmpfs import TmpfsType
 from harness.testbed.state import State, observe_task, observe_tree
 from harness.testbed.step import Step
-from harness.testbed.target import ROOT_OPTIONS, Target
+from harness.testbed.target import ROOT_OPTIONS, NoSuchTask, Target
 from vfs.clock import Clock
 from vfs.credentials import Credentials
 from vfs.task import Task
@@ -94,7 +94,7 @@ class VfsTarget(Target):
 
     def perform(self, step: Step) -> Any:
         if step.task not in self.tasks:
-            raise ValueError(f"no task {step.task}")
+            raise NoSuchTask(f"no task {step.task}")
         if step.call == "clone":
             name, flags, uid, gid, groups = step.args
             if name in self.tasks:

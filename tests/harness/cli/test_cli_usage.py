@@ -47,7 +47,17 @@ def assert_error_of_use(result: subprocess.CompletedProcess[str], named: str) ->
         (["unknown"], "unknown"),
         (["serve"], "--socket-path"),
         (["serve", "--socket-path", "s", "--fd", "3"], "not allowed with"),
-        (["serve", "--socket-path", "/nonexistent/s"], "--socket-path /nonexistent/s: No such"),
+        (["serve", "--socket-path", "/nonexistent/s"], "/nonexistent/s: No such directory"),
+        (["serve", "--socket-path", ""], "--socket-path ''"),
+        (["serve", "--socket-path", "."], "choose another path"),
+        (["serve", "--fd", "-1"], "--fd -1"),
+        (["serve", "--fd", str(1 << 80)], f"--fd {1 << 80}"),
+        (["serve", "--socket-path", "s", "--tag", ""], "1 to 36 bytes"),
+        (["serve", "--socket-path", "s", "--shared-dir", ""], "--shared-dir ''"),
+        (["serve", "--socket-path", "s", "--mount", "type=tmpfs,\ndst=/"], r"type=tmpfs,\ndst=/"),
+        (["serve", "--socket-path", "s", "--mount", "type=tmpfs,dst=x"], "dst=x is not absolute"),
+        (["serve", "--socket-path", "s", "--mount", "type=tmpfs,dst=/,size=abc"], "size=abc"),
+        (["serve", "--socket-path", "s", "--log-level", "a\nb"], "--log-level"),
         (["serve", "--socket-path", "/tmp/" + "x" * 108], "path too long"),
         (["serve", "--fd", "99"], "--fd 99: Bad file descriptor"),
         (["serve", "--fd", "0"], "--fd 0"),
@@ -56,11 +66,22 @@ def assert_error_of_use(result: subprocess.CompletedProcess[str], named: str) ->
         (["serve", "--socket-path", "s", "--mount", "type=tmpfs"], "--mount type=tmpfs: no dst"),
         (["serve", "--socket-path", "s", "--shared-dir", "/nonexistent"], "/nonexistent"),
         (["mount"], "MOUNTPOINT"),
+        (["mount", ""], "MOUNTPOINT"),
+        (["mount", "/nonexistent"], "make the mount point first"),
+        (["mount", "/dev/null"], "not a directory"),
         (["guest", "--memory", "lots"], "'lots' is no size"),
+        (["guest", "--memory", "95m"], "96m at least"),
+        (["guest", "--memory", "9999999t"], "this machine has"),
         (["guest", "--cpus", "0"], "--cpus 0"),
+        (["guest", "--cpus", "256"], "1 to 255"),
+        (["guest", "--tag", ""], "1 to 36 bytes"),
+        (["guest", "--tag", "x" * 37], "1 to 36 bytes"),
         (["guest", "--transport", "pigeon"], "pigeon"),
         (["guest", "--mount", "type=none,dst=/"], "no type 'none'"),
-        (["guest", "--root", "/nonexistent"], "--root /nonexistent"),
+        (["guest", "--root", "/nonexistent"], "--root /nonexistent: no such directory"),
+        (["guest", "--root", "/dev/null"], "--root /dev/null: no such directory"),
+        (["guest", "--root", "."], "make an empty directory 'proc'"),
+        (["guest", "--kernel", "/bin/sh", "--", "true"], "not a Linux bzImage"),
         (["guest", "--kernel", "/nonexistent", "--", "true"], "/nonexistent"),
     ],
 )
@@ -74,6 +95,58 @@ def test_a_missing_qemu_names_its_package(tmp_path: Path) -> None:
     (tmp_path / "busybox").symlink_to("/bin/busybox")
     environment = {**os.environ, "PATH": str(tmp_path)}
     assert_error_of_use(run("guest", "--", "true", env=environment), "qemu-system-x86")
+
+
+def test_a_socket_that_a_daemon_listens_on_is_left_to_it(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(1)
+        assert_error_of_use(run("serve", "--socket-path", path), "a daemon listens there")
+    assert path.is_socket()
+
+
+def test_a_daemon_does_not_unlink_the_socket_of_its_successor(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with subprocess.Popen(
+        [sys.executable, "-m", "harness.cli", "serve", "--socket-path", path]
+    ) as daemon:
+        with Frontend.connect(path) as frontend:
+            frontend.negotiate()
+        path.unlink()
+        with socket.socket(socket.AF_UNIX) as successor:
+            successor.bind(str(path))
+            daemon.terminate()
+            assert daemon.wait(60) == 0
+    assert path.is_socket()
+
+
+def test_ctrl_c_while_modules_are_imported_leaves_no_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Interrupter:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "harness.cli.commands":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "harness.cli.commands", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Interrupter(), *sys.meta_path])
+    assert main(["--version"]) == 130
+
+
+def test_a_reader_that_goes_away_is_no_bug_of_ours() -> None:
+    environment = {**os.environ, "PATH": "/nonexistent"}
+    end, output = os.pipe()
+    os.close(end)
+    result = subprocess.run(
+        [sys.executable, "-m", "harness.cli", "demo"],
+        stdout=output,
+        stderr=subprocess.PIPE,
+        env=environment,
+        timeout=60,
+    )
+    os.close(output)
+    assert (result.returncode, result.stderr) == (141, b"")
 
 
 def test_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:

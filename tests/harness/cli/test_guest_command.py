@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from harness.cli.daemon import ForkedDaemon
 from harness.cli.main import main
 from harness.compose import Tree
 from harness.errors import UsageError
+from harness.guest.errors import GuestUnavailable
 from harness.mountspec import parse_mount_spec
 
 
@@ -104,6 +106,55 @@ def test_without_qemu_the_demo_takes_the_driver_in_python(
     assert "qemu-system-x86" in output
     assert "the checksums are equal" in output
     assert "READDIRPLUS" in output
+
+
+def test_without_busybox_the_demo_takes_the_driver_in_python(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def find_none() -> Path:
+        raise GuestUnavailable("no busybox")
+
+    monkeypatch.setattr("harness.cli.guest_tree.find_busybox", find_none)
+    assert main(["demo"]) == 0
+    output = capsys.readouterr().out
+    assert "No guest here: no busybox" in output
+    assert "the checksums are equal" in output
+
+
+@pytest.mark.guest
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("whole_group", [False, True])
+def test_a_signal_ends_the_guest_and_leaves_nothing(
+    tmp_path: Path, number: int, whole_group: bool
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "harness.cli", "guest", "--", "sh", "-c", "echo up; sleep 600"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        assert processes_of_session(process.pid) > 1
+        (os.killpg if whole_group else os.kill)(process.pid, number)
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (128 + number, b"")
+    assert processes_of_session(process.pid) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def processes_of_session(session: int) -> int:
+    count = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            # proc(5): the name in parentheses may have any character; state, ppid, pgrp, session.
+            fields = path.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        count += int(fields[3]) == session
+    return count
 
 
 def test_a_tree_that_can_not_be_built_in_the_daemon_is_told_by_the_parent() -> None:
