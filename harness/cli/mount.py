@@ -78,6 +78,8 @@ def run(arguments: argparse.Namespace) -> int:
         specs.insert(0, shared_directory(arguments.shared_dir))
     if arguments.readers < 1:
         raise UsageError(f"--readers {arguments.readers}: one thread is needed at least")
+    if os.geteuid() != 0 and not any(spec.destination == "/" for spec in specs):
+        specs.insert(0, _own_root())
     _check_mountpoint(arguments.mountpoint)
     _refuse_recursion(specs, arguments.mountpoint)
     with Tree(specs) as tree:
@@ -91,6 +93,13 @@ def run(arguments: argparse.Namespace) -> int:
         with mount:
             mount.wait()
     return 0
+
+
+def _own_root() -> MountSpec:
+    """Return a tmpfs that the mounting user may write: that of compose is root's."""
+    options = (("mode", "755"), ("uid", str(os.geteuid())), ("gid", str(os.getegid())))
+    text = ",".join(["type=tmpfs", "dst=/", *(f"{key}={value}" for key, value in options)])
+    return MountSpec(text, "tmpfs", "/", options=options)
 
 
 def _check_mountpoint(mountpoint: str) -> None:

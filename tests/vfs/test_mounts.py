@@ -291,6 +291,7 @@ def test_nothing_can_be_mounted_in_a_tree_that_was_unmounted(root: TargetTask, m
     fails_with(errno.ENOENT, root.mount, "none", "d", "tmpfs", 0, "")
     fails_with(errno.ENOENT, root.mount, "d", "d", None, MS_BIND, None)
     fails_with(errno.ENOENT, root.mount, ".", "d", None, MS_MOVE, None)
+    fails_with(errno.EINVAL, root.mount, "d", "d", None, MS_MOVE, None)
     fails_with(errno.EINVAL, root.mount, "d", "/mnt", None, MS_BIND, None)
     fails_with(errno.EINVAL, root.mount, None, ".", None, MS_REMOUNT, None)
 

@@ -149,9 +149,11 @@ class MountSyscalls(SyscallBase):
         if source is None or not os.fsencode(source):
             raise oserror(errno.EINVAL)
         with self._lookup(abi.AT_FDCWD, source, FOLLOW) as old:
-            parent, mountpoint = self._mountpoint(where)
             moving = old.mount
-            if old.dentry is not moving.root or not moving.is_attached or not self._is_ours(moving):
+            if old.dentry is not moving.root:
+                raise oserror(errno.EINVAL)
+            parent, mountpoint = self._mountpoint(where)
+            if not moving.is_attached or not self._is_ours(moving):
                 raise oserror(errno.EINVAL)
             assert mountpoint.inode is not None and moving.root.inode is not None
             if mountpoint.inode.is_dir != moving.root.inode.is_dir:

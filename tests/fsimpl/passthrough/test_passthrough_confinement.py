@@ -207,6 +207,7 @@ def test_a_file_that_turns_into_a_symlink_and_back_is_never_read_from_outside(
     assert reads
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes device nodes: needs root")
 def test_host_devices_fifos_and_sockets_are_never_opened_on_the_host(
     superblock: PassthroughSuperblock, inside: Task, shared: Path
 ) -> None:

@@ -17,6 +17,8 @@ from vfs import VirtualFilesystem, abi
 from vfs.inode import SetAttributes
 from vfs.task import Task
 
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
 
 def test_attributes_are_the_hosts(inside: Task, shared: Path) -> None:
     (shared / "f").write_bytes(b"x" * 5000)
@@ -160,6 +162,7 @@ NAME_CALLS: list[Call] = [
 ]
 
 
+@needs_root
 def test_calls_on_names_end_as_the_kernels_do(inside: Task, shared: Path, tmp_path: Path) -> None:
     twin = tmp_path / "twin"
     twin.mkdir()
@@ -198,6 +201,7 @@ def test_an_unnamed_file_can_be_written_and_then_named(inside: Task, shared: Pat
     assert (shared / "named").stat().st_mode & 0o7777 == 0o640
 
 
+@needs_root
 def test_extended_attributes_are_the_hosts_on_files_directories_and_symlinks(
     inside: Task, shared: Path
 ) -> None:
@@ -231,6 +235,7 @@ def test_extended_attributes_are_the_hosts_on_files_directories_and_symlinks(
     assert b"trusted.of" not in inside.listxattr("f")
 
 
+@needs_root
 def test_an_acl_is_set_by_the_owner_and_by_nobody_else(
     inside: Task, inside_user: Task, shared: Path
 ) -> None:

@@ -201,7 +201,7 @@ def tree_mount(
     mountpoint = Path(tempfile.mkdtemp(prefix="dentry-mount-"))
     options = ["-o", "dev,suid,allow_other,default_permissions"]
     if request.param == "tmpfs":
-        options += ["--mount", "type=tmpfs,dst=/,size=2g"]
+        options += ["--mount", "type=tmpfs,dst=/,size=8g"]
     else:
         shared = tmp_path_factory.mktemp("shared")
         shared.chmod(0o755)

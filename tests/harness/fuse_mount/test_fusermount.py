@@ -20,7 +20,7 @@ from harness.fuse.host_mount import FUSECTL, HostMountError, MountOptions
 if TYPE_CHECKING:
     from tests.harness.fuse_mount.conftest import OneFileServer
 
-USER = 1000
+USER = 65534  # fusermount3 wants one that has a name; nobody has
 
 pytestmark = [
     pytest.mark.fuse,

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     StartDaemon = Callable[..., MountDaemon]
 
 pytestmark = pytest.mark.fuse
+needs_root_for_devices = pytest.mark.skipif(
+    os.geteuid() != 0, reason="the option dev is root's: fusermount3 refuses it"
+)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -91,6 +94,7 @@ def test_a_mount_can_be_made_again_where_one_was(tmp_path: Path, mount_daemon: S
         assert os.listdir(mountpoint) == []
 
 
+@needs_root_for_devices
 def test_the_tree_is_what_the_specs_say(tmp_path: Path, mount_daemon: StartDaemon) -> None:
     mountpoint, shared = tmp_path / "mountpoint", tmp_path / "shared"
     mountpoint.mkdir()
@@ -117,6 +121,7 @@ def test_the_tree_is_what_the_specs_say(tmp_path: Path, mount_daemon: StartDaemo
     assert [path.name for path in shared.iterdir()] == ["file"]
 
 
+@needs_root_for_devices
 def test_options_of_the_mount_are_as_asked(tmp_path: Path, mount_daemon: StartDaemon) -> None:
     with mount_daemon(tmp_path) as daemon:
         assert {"rw", "nodev", "nosuid"} <= set(daemon.mount_fields()[5].split(","))

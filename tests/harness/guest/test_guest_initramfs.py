@@ -1,5 +1,6 @@
 """The initramfs, unpacked again."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -44,7 +45,8 @@ def test_it_holds_init_busybox_and_the_modules_in_order(tmp_path: Path) -> None:
     assert (tree / "etc/options").read_text() == "ro,noatime"
     assert (tree / "bin/sh").resolve() == tree / "bin/busybox"
     assert (tree / "init").stat().st_mode & 0o111
-    assert (tree / "dev/console").exists()
+    if os.geteuid() == 0:  # nobody else can unpack a device node
+        assert (tree / "dev/console").is_char_device()
 
 
 @needs_busybox
