@@ -7,9 +7,9 @@ A reader can go through the files in this order and meet nothing before it is ex
 and ``file`` are the four objects that a filesystem implements or hangs its own on; ``permission``,
 ``times`` and ``xattr`` are rules about inodes. ``mount`` and ``namespace`` put trees together;
 ``rootfs`` lies under them. ``namei`` walks paths, ``dpath`` walks back. ``device`` and ``pipe``
-are what special nodes open to. ``operations`` does what calls do once their paths are known;
-``fdtable`` numbers open files; ``syscalls`` are the calls, ``task`` is who makes them, and
-``virtual_filesystem`` is the root object that holds everything.
+are what special nodes open to; ``locks`` are record locks and flocks. ``operations`` does what
+calls do once their paths are known; ``fdtable`` numbers open files; ``syscalls`` are the calls,
+``task`` is who makes them, and ``virtual_filesystem`` is the root object that holds everything.
 
 **The lock.** ``VirtualFilesystem.lock`` guards every object here. System calls (``Task``'s methods)
 and transports take it; what they call below needs it held and does not wait under it: an operation
