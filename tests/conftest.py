@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Generator, Iterator
 
 import pytest
@@ -17,7 +18,13 @@ MakeTask = Callable[..., Task]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """In CI a guest or FUSE test that is skipped is a failure: there is nothing to excuse it."""
+    """In CI a guest or FUSE test that is skipped is a failure: there is nothing to excuse it.
+
+    Whoever started us in the background had SIGINT ignored, or SIGHUP; daemons that tests interrupt
+    would inherit that.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if os.environ.get("CI"):
         config.pluginmanager.register(_NoSkips())
 
