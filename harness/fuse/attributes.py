@@ -9,6 +9,7 @@ from harness.fuse import abi
 from harness.fuse.buffers import length_of, scatter
 from harness.fuse.files import without_set_id
 from harness.fuse.names import name_in
+from harness.fuse.request import answer, room_of
 from vfs.abi import (
     FS_APPEND_FL,
     FS_IMMUTABLE_FL,
@@ -30,8 +31,7 @@ from vfs.operations import vfs_access, vfs_readlink, vfs_setattr, vfs_statfs
 from vfs.xattr import vfs_getxattr, vfs_listxattr, vfs_removexattr, vfs_setxattr
 
 if TYPE_CHECKING:
-    from harness.fuse.buffers import Segments
-    from harness.fuse.request import Header
+    from harness.fuse.request import Header, Reply
     from harness.fuse.server import FuseServer
 
 _SECOND_NS: Final = 10**9
@@ -48,19 +48,16 @@ _STATX_FLAGS: Final = (
 _STATX_FLAGS_KNOWN: Final = STATX_ATTR_IMMUTABLE | STATX_ATTR_APPEND | STATX_ATTR_NODUMP
 
 
-def getattr_(
-    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
-) -> int:
+def getattr_(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
     """FUSE_GETATTR. The handle that may come with it says nothing that the node does not."""
     nodes = server.nodes
-    node = nodes.by_id.get(header[3])
-    if node is None:
-        return -errno.ESTALE
+    node = nodes.by_id[header[3]]
     inode = node.inode
     inode.refresh()
     wire = inode.wire
     if wire is None or wire is not node.wire:
         nodes.renew(node)
+    _, out, at = reply
     out[at : at + 104] = node.attr
     return 104
 
@@ -72,18 +69,14 @@ def _time(seconds: int, nanoseconds: int) -> int:
     return int(seconds) * _SECOND_NS + nanoseconds
 
 
-def setattr_(
-    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
-) -> int:
+def setattr_(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
     """FUSE_SETATTR. Linux: ``fuse_do_setattr``.
 
     One that changes nothing comes from ``file_remove_privs`` before a write, or a chown(2) of
     nothing: what is left of both, once FUSE_HANDLE_KILLPRIV_V2 has taken the mode out, is that
     set-id bits and file capabilities go. The reply is how the client learns of it.
     """
-    node = server.nodes.by_id.get(header[3])
-    if node is None:
-        return -errno.ESTALE
+    node = server.nodes.by_id[header[3]]
     (
         valid, _, fh, size, _, atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns,
         mode, _, uid, gid, _,
@@ -125,17 +118,13 @@ def setattr_(
         attributes.ctime_ns = _time(ctime, ctime_ns)
     attributes.touch = now == abi.FATTR_ATIME_NOW | abi.FATTR_MTIME_NOW
     vfs_setattr(node.mount, node.dentry, attributes, server.caller(header, body))
-    return getattr_(server, header, body, segments, out, at)
+    return getattr_(server, header, body, reply)
 
 
-def statx(
-    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
-) -> int:
+def statx(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
     """FUSE_STATX: GETATTR with the time of birth."""
     nodes = server.nodes
-    node = nodes.by_id.get(header[3])
-    if node is None:
-        return -errno.ESTALE
+    node = nodes.by_id[header[3]]
     inode = node.inode
     inode.refresh()
     nodes.renew(node)
@@ -146,24 +135,19 @@ def statx(
         if inode.flags & flag:
             flags |= attribute
     dev = inode.superblock.dev
-    abi.STATX_OUT.pack_into(
-        out, at, group.attr_s, group.attr_ns, 0,
+    return answer(
+        reply, abi.STATX_OUT, group.attr_s, group.attr_ns, 0,
         STATX_BASIC_STATS | STATX_BTIME, shown[14], flags, shown[10], shown[11], shown[12],
         shown[9], shown[0], shown[1], shown[2], _STATX_FLAGS_KNOWN,
         *divmod(inode.atime_ns, _SECOND_NS), *divmod(inode.btime_ns, _SECOND_NS),
         *divmod(inode.ctime_ns, _SECOND_NS), *divmod(inode.mtime_ns, _SECOND_NS),
         major(shown[13]), minor(shown[13]), major(dev), minor(dev),
     )  # fmt: skip
-    return abi.STATX_OUT.size
 
 
-def access(
-    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
-) -> int:
+def access(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
     """FUSE_ACCESS: access(2) and chdir(2), when the permission checks are ours."""
-    node = server.nodes.by_id.get(header[3])
-    if node is None:
-        return -errno.ESTALE
+    node = server.nodes.by_id[header[3]]
     mask = abi.ACCESS_IN.unpack_from(body)[0]
     if mask & ~7:
         return -errno.EINVAL
@@ -172,98 +156,72 @@ def access(
     return 0
 
 
-def statfs(
-    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
-) -> int:
-    node = server.nodes.by_id.get(header[3])
-    if node is None:
-        return -errno.ESTALE
+def statfs(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
+    node = server.nodes.by_id[header[3]]
     figures = vfs_statfs(node.mount, node.dentry)
-    abi.KSTATFS.pack_into(
-        out, at, figures.blocks, figures.bfree, figures.bavail, figures.files, figures.ffree,
-        figures.bsize, figures.namelen, figures.frsize, 0,
+    return answer(
+        reply, abi.KSTATFS, figures.blocks, figures.bfree, figures.bavail, figures.files,
+        figures.ffree, figures.bsize, figures.namelen, figures.frsize, 0,
     )  # fmt: skip
-    return abi.KSTATFS.size
 
 
-def syncfs(
-    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
-) -> int:
-    node = server.nodes.by_id.get(header[3])
-    if node is None:
-        return -errno.ESTALE
+def syncfs(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
+    node = server.nodes.by_id[header[3]]
     node.dentry.superblock.sync()
     return 0
 
 
-def _reply_bytes(data: bytes, segments: Segments, out: memoryview, at: int) -> int:
+def _reply_bytes(data: bytes, reply: Reply) -> int:
     """Put ``data`` after the header; -1 if there is no room."""
+    _, out, at = reply
     end = at + len(data)
     if end <= len(out):
         out[at:end] = data
         return len(data)
-    room = [out[at:], *segments[1:]] if at else segments[1:]
+    room = room_of(reply)
     if len(data) > length_of(room):
         return -1
     return scatter(data, room)
 
 
-def readlink(
-    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
-) -> int:
-    node = server.nodes.by_id.get(header[3])
-    if node is None:
-        return -errno.ESTALE
+def readlink(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
+    node = server.nodes.by_id[header[3]]
     target = vfs_readlink(node.mount, node.dentry, server.caller(header, body))
-    count = _reply_bytes(target, segments, out, at)
+    count = _reply_bytes(target, reply)
     return count if count >= 0 else -errno.ENAMETOOLONG
 
 
-def _sized(data: bytes, size: int, segments: Segments, out: memoryview, at: int) -> int:
+def _sized(data: bytes, size: int, reply: Reply) -> int:
     """Reply as getxattr(2) does: the size for a ``size`` of 0, else the data or ERANGE."""
     if not size:
         data = abi.GETXATTR_OUT.pack(len(data), 0)
     elif len(data) > size:
         return -errno.ERANGE
-    count = _reply_bytes(data, segments, out, at)
+    count = _reply_bytes(data, reply)
     return count if count >= 0 else -errno.ERANGE
 
 
-def getxattr(
-    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
-) -> int:
-    node = server.nodes.by_id.get(header[3])
-    if node is None:
-        return -errno.ESTALE
+def getxattr(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
+    node = server.nodes.by_id[header[3]]
     size, _ = abi.GETXATTR_IN.unpack_from(body)
     name = name_in(body, 8)
-    if name is None:
-        return -errno.EINVAL
     value = vfs_getxattr(node.dentry, name, server.caller(header, body))
-    return _sized(value, min(size, XATTR_SIZE_MAX), segments, out, at)
+    return _sized(value, min(size, XATTR_SIZE_MAX), reply)
 
 
-def listxattr(
-    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
-) -> int:
-    node = server.nodes.by_id.get(header[3])
-    if node is None:
-        return -errno.ESTALE
+def listxattr(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
+    node = server.nodes.by_id[header[3]]
     size, _ = abi.GETXATTR_IN.unpack_from(body)
     names = vfs_listxattr(node.dentry, server.caller(header, body))
     data = b"".join([name + b"\0" for name in names])
     if len(data) > XATTR_LIST_MAX:
         return -errno.E2BIG
-    return _sized(data, size, segments, out, at)
+    return _sized(data, size, reply)
 
 
-def setxattr(
-    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
-) -> int:
+def setxattr(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
     """FUSE_SETXATTR; its structure is longer with FUSE_SETXATTR_EXT."""
-    node = server.nodes.by_id.get(header[3])
-    if node is None:
-        return -errno.ESTALE
+    node = server.nodes.by_id[header[3]]
     size, flags = abi.SETXATTR_COMPAT_IN.unpack_from(body)
     start = 16 if server.flags & abi.SETXATTR_EXT else 8
     end = body.find(0, start)
@@ -274,14 +232,7 @@ def setxattr(
     return 0
 
 
-def removexattr(
-    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
-) -> int:
-    node = server.nodes.by_id.get(header[3])
-    if node is None:
-        return -errno.ESTALE
-    name = name_in(body, 0)
-    if name is None:
-        return -errno.EINVAL
-    vfs_removexattr(node.mount, node.dentry, name, server.caller(header, body))
+def removexattr(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
+    node = server.nodes.by_id[header[3]]
+    vfs_removexattr(node.mount, node.dentry, name_in(body, 0), server.caller(header, body))
     return 0

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from itertools import chain
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from harness.fuse import abi
 from harness.fuse.buffers import length_of, scatter
+from harness.fuse.request import answer, room_of
 from vfs.abi import O_DIRECTORY, S_IFBLK, S_IFCHR, S_IFREG, X_OK
 from vfs.namei import step
 from vfs.operations import vfs_fsync, vfs_open
@@ -17,7 +19,7 @@ from vfs.permission import inode_permission
 if TYPE_CHECKING:
     from harness.fuse.buffers import Segments
     from harness.fuse.handles import DirectoryHandle
-    from harness.fuse.request import Header
+    from harness.fuse.request import Header, Reply
     from harness.fuse.server import FuseServer
     from vfs.file import DirectoryEntry
 
@@ -29,28 +31,21 @@ _UNKNOWN_ENTRY: Final = bytes(abi.ENTRY_OUT_SIZE)
 # chain whose descriptors all name the same pages can claim room for gigabytes.
 _LISTING_MAX: Final = abi.MAX_WRITE
 # By the length of the name in words of 8 bytes: a record whose name is padded with NULs.
-_RECORDS: Final = [Struct(f"<QQII{8 * words}s") for words in range(33)]
+_RECORDS: Final = [Struct(f"<0sQQII{8 * words}s") for words in range(33)]
 _RECORDS_PLUS: Final = [Struct(f"<128sQQII{8 * words}s") for words in range(33)]
 
 
-def opendir(
-    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
-) -> int:
-    node = server.nodes.by_id.get(header[3])
-    if node is None:
-        return -errno.ESTALE
+def opendir(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
+    node = server.nodes.by_id[header[3]]
     if not node.inode.is_dir:
         return -errno.ENOTDIR
     cred = server.caller(header, body)
     file = vfs_open(node.mount, node.dentry, O_DIRECTORY, cred)
     fh = server.handles.add_directory(file)
-    abi.OPEN_OUT.pack_into(out, at, fh, node.group.policy.directory_flags, 0)
-    return 16
+    return answer(reply, abi.OPEN_OUT, fh, node.group.policy.directory_flags, 0)
 
 
-def releasedir(
-    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
-) -> int:
+def releasedir(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
     handle = server.handles.directories.pop(abi.RELEASE_IN.unpack_from(body)[0], None)
     if handle is None:
         return -errno.EBADF
@@ -61,60 +56,40 @@ def releasedir(
     return 0
 
 
-def fsyncdir(
-    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
-) -> int:
+def fsyncdir(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
     fh, flags, _ = abi.FSYNC_IN.unpack_from(body)
-    handle = server.handles.directories.get(fh)
-    if handle is None:
-        return -errno.EBADF
+    handle = server.handles.directories[fh]
     vfs_fsync(handle.file, bool(flags & abi.FSYNC_FDATASYNC))
     return 0
 
 
-def readdir(
-    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
-) -> int:
-    return _list(server, header, body, segments, out, at, False)
+def readdir(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
+    return _list(server, header, body, reply, False)
 
 
-def readdirplus(
-    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
-) -> int:
-    return _list(server, header, body, segments, out, at, True)
+def readdirplus(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
+    return _list(server, header, body, reply, True)
 
 
-def _list(
-    server: FuseServer,
-    header: Header,
-    body: bytes,
-    segments: Segments,
-    out: memoryview,
-    at: int,
-    plus: bool,
-) -> int:
+def _list(server: FuseServer, header: Header, body: bytes, reply: Reply, plus: bool) -> int:
     """FUSE_READDIR(PLUS): as many records as fit in the size asked for. Linux: ``fuse_readdir``.
 
     EINVAL if not even one fits, as getdents64(2) says; an error after the first record waits for
     the next request.
     """
     fh, offset, size, _, _, _, _ = abi.READ_IN.unpack_from(body)
-    handle = server.handles.directories.get(fh)
-    if handle is None:
-        return -errno.EBADF
+    handle = server.handles.directories[fh]
+    _, out, at = reply
     end = at + size
     room: Segments = ()
     if end <= len(out):
         view = out[at:end]
     else:
-        room = [out[at:], *segments[1:]] if at else segments[1:]
+        room = room_of(reply)
         view = memoryview(bytearray(min(size, length_of(room), _LISTING_MAX)))
     try:
-        if plus:
-            may_look = server.default_permissions or _may_search(server, header, body, handle)
-            used = _fill_plus(server, handle, handle.seek(offset), view, may_look)
-        else:
-            used = _fill(server, handle, handle.seek(offset), view)
+        look = plus and (server.default_permissions or _may_search(server, header, body, handle))
+        used = _fill(server, handle, handle.seek(offset), view, plus, look)
     except BaseException:
         handle.rewind()
         raise
@@ -135,53 +110,21 @@ def _may_search(server: FuseServer, header: Header, body: bytes, handle: Directo
 
 
 def _fill(
-    server: FuseServer, handle: DirectoryHandle, entries: Iterator[DirectoryEntry], view: memoryview
-) -> int:
-    group = server.nodes.group(handle.file.mount)
-    ino_base = group.ino_base if group.unique_inodes else 0
-    hide = _DEVICES if server.nodes.emulate_devices else ()
-    end = len(view)
-    used = 0
-    entry = handle.pending
-    try:
-        while True:
-            if entry is None:
-                entry = next(entries, None)
-                if entry is None:
-                    break
-            name, ino, kind, cookie = entry
-            length = len(name)
-            words = length + 7 >> 3
-            following = used + 24 + (words << 3)
-            if following > end:
-                break
-            if kind in hide:
-                kind = _DT_UNKNOWN
-            _RECORDS[words].pack_into(
-                view, used, (ino | ino_base) & _MASK64, cookie, length, kind, name
-            )
-            used = following
-            handle.cookie = cookie
-            entry = None
-    except OSError:
-        if not used:
-            raise
-        handle.iterator = None
-    handle.pending = entry
-    return used
-
-
-def _fill_plus(
     server: FuseServer,
     handle: DirectoryHandle,
     entries: Iterator[DirectoryEntry],
     view: memoryview,
+    plus: bool,
     may_look: bool,
 ) -> int:
-    """As ``_fill``, with each name looked up, and the lookup counted, once its record fits.
+    """Pack records until one does not fit; returns the bytes used.
 
-    "." and "..", and what cannot be looked up, go without: node id 0 tells the client so.
+    ``plus`` puts an entry before each. With ``may_look`` each name is looked up, and the lookup
+    counted, once its record fits; "." and "..", and what cannot be looked up, go without: node id 0
+    tells the client so.
     """
+    records, untold = (_RECORDS_PLUS, _UNKNOWN_ENTRY) if plus else (_RECORDS, b"")
+    fixed = 24 + len(untold)
     nodes = server.nodes
     directory = handle.file.dentry
     group = nodes.group(handle.file.mount)
@@ -189,20 +132,20 @@ def _fill_plus(
     hide = _DEVICES if nodes.emulate_devices else ()
     end = len(view)
     used = 0
-    entry = handle.pending
+    pending = handle.pending
+    if pending is not None:
+        entries = chain((pending,), entries)
+        pending = None
     try:
-        while True:
-            if entry is None:
-                entry = next(entries, None)
-                if entry is None:
-                    break
+        for entry in entries:
             name, ino, kind, cookie = entry
             length = len(name)
             words = length + 7 >> 3
-            following = used + 152 + (words << 3)
+            following = used + fixed + (words << 3)
             if following > end:
+                pending = entry
                 break
-            told = _UNKNOWN_ENTRY
+            told = untold
             if may_look and name != b"." and name != b"..":
                 try:
                     dentry = step(directory, name)
@@ -222,15 +165,14 @@ def _fill_plus(
                         kind = S_IFREG >> 12
             elif kind in hide:
                 kind = _DT_UNKNOWN
-            _RECORDS_PLUS[words].pack_into(
+            records[words].pack_into(
                 view, used, told, (ino | ino_base) & _MASK64, cookie, length, kind, name
             )
             used = following
             handle.cookie = cookie
-            entry = None
     except OSError:
         if not used:
             raise
         handle.iterator = None
-    handle.pending = entry
+    handle.pending = pending
     return used

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from harness.fuse import abi
 from harness.fuse.buffers import clip, gather, length_of, scatter, skip
+from harness.fuse.request import answer, room_of
 from vfs.abi import (
     FS_APPEND_FL,
     O_APPEND,
@@ -44,7 +45,7 @@ from vfs.operations import (
 if TYPE_CHECKING:
     from harness.fuse.buffers import Segments
     from harness.fuse.nodes import Node
-    from harness.fuse.request import Header
+    from harness.fuse.request import Header, Reply
     from harness.fuse.server import FuseServer
     from vfs.credentials import Credentials
     from vfs.dentry import Dentry
@@ -118,28 +119,21 @@ def reply_flags(server: FuseServer, node: Node, file: FileDescription) -> int:
     return flags
 
 
-def open_(
-    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
-) -> int:
+def open_(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
     """FUSE_OPEN. A client opens devices, FIFOs and sockets with its own drivers; of ours it reaches
     those that are presented as files.
     """
-    node = server.nodes.by_id.get(header[3])
-    if node is None:
-        return -errno.ESTALE
+    node = server.nodes.by_id[header[3]]
     if node.inode.mode & S_IFMT != S_IFREG and not node.is_device:
         return -(errno.EISDIR if node.inode.is_dir else errno.ENXIO)
     flags, open_flags = abi.OPEN_IN.unpack_from(body)
     cred = server.caller(header, body)
     file = open_file(server, node.mount, node.dentry, flags, open_flags, cred)
     fopen = reply_flags(server, node, file)
-    abi.OPEN_OUT.pack_into(out, at, server.handles.add_file(file), fopen, 0)
-    return 16
+    return answer(reply, abi.OPEN_OUT, server.handles.add_file(file), fopen, 0)
 
 
-def release(
-    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
-) -> int:
+def release(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
     file = server.handles.files.pop(abi.RELEASE_IN.unpack_from(body)[0], None)
     if file is None:
         return -errno.EBADF
@@ -153,28 +147,21 @@ def release(
     return 0
 
 
-def flush(
-    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
-) -> int:
+def flush(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
     """FUSE_FLUSH: a process closed a descriptor, and with it loses its record locks on the file."""
     fh, _, _, owner = abi.FLUSH_IN.unpack_from(body)
-    file = server.handles.files.get(fh)
-    if file is None:
-        return -errno.EBADF
+    file = server.handles.files[fh]
     if server.locks is not None:
         server.locks.unlock_owner(file.inode, (server, owner))
     file.flush()
     return 0
 
 
-def read(
-    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
-) -> int:
+def read(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
     """FUSE_READ, straight into the client's buffers."""
     fh, offset, size, _, _, flags, _ = abi.READ_IN.unpack_from(body)
-    file = server.handles.files.get(fh)
-    if file is None:
-        return -errno.EBADF
+    file = server.handles.files[fh]
+    segments, out, at = reply
     buffers: Segments
     if at:
         buffers = [out[at:], *segments[1:]] if len(segments) > 1 else [out[at : at + size]]
@@ -196,10 +183,9 @@ def read(
         raise
 
 
-def write(
-    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
-) -> int:
+def write(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
     """FUSE_WRITE, straight from the client's buffers; ``segments`` are the request's."""
+    segments, out, at = reply
     head = segments[0]
     data: Segments
     if len(head) == abi.IN_HEADER_SIZE and len(segments) > 1 and len(segments[1]) == 40:
@@ -219,9 +205,7 @@ def write(
         data = clip(data, size)
     if header[0] != _HEADERS + size:
         return -errno.EINVAL
-    file = server.handles.files.get(fh)
-    if file is None:
-        return -errno.EBADF
+    file = server.handles.files[fh]
     rwf = 0
     if not file.seekable:
         offset = 0
@@ -247,13 +231,9 @@ def write(
     return 8
 
 
-def fsync(
-    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
-) -> int:
+def fsync(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
     fh, flags, _ = abi.FSYNC_IN.unpack_from(body)
-    file = server.handles.files.get(fh)
-    if file is None:
-        return -errno.EBADF
+    file = server.handles.files[fh]
     datasync = bool(flags & abi.FSYNC_FDATASYNC)
     if file.unlocked_io:
         server.unlocked(file, vfs_fsync, file, datasync)
@@ -262,41 +242,30 @@ def fsync(
     return 0
 
 
-def fallocate(
-    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
-) -> int:
+def fallocate(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
     fh, offset, length, mode, _ = abi.FALLOCATE_IN.unpack_from(body)
-    file = server.handles.files.get(fh)
-    if file is None:
-        return -errno.EBADF
+    file = server.handles.files[fh]
     if offset > _OFFSET_MAX or length > _OFFSET_MAX:
         return -errno.EINVAL
     vfs_fallocate(file, mode, offset, length)
     return 0
 
 
-def lseek(
-    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
-) -> int:
+def lseek(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
     """FUSE_LSEEK: SEEK_DATA and SEEK_HOLE; the client knows the other positions itself."""
     fh, offset, whence, _ = abi.LSEEK_IN.unpack_from(body)
-    file = server.handles.files.get(fh)
-    if file is None:
-        return -errno.EBADF
+    file = server.handles.files[fh]
     if whence not in (SEEK_DATA, SEEK_HOLE):
         return -errno.EINVAL
     if offset > _OFFSET_MAX:
         return -errno.ENXIO
-    abi.LSEEK_OUT.pack_into(out, at, vfs_llseek(file, offset, whence))
-    return 8
+    return answer(reply, abi.LSEEK_OUT, vfs_llseek(file, offset, whence))
 
 
 def _copy_range(server: FuseServer, body: bytes) -> int:
     fh_in, off_in, _, fh_out, off_out, length, flags = abi.COPY_FILE_RANGE_IN.unpack_from(body)
     files = server.handles.files
-    source, target = files.get(fh_in), files.get(fh_out)
-    if source is None or target is None:
-        return -errno.EBADF
+    source, target = files[fh_in], files[fh_out]
     if flags:
         return -errno.EINVAL
     if off_in > _OFFSET_MAX or off_out > _OFFSET_MAX:
@@ -310,69 +279,46 @@ def _copy_range(server: FuseServer, body: bytes) -> int:
     return vfs_copy_file_range(source, off_in, target, off_out, length)
 
 
-def copy_file_range(
-    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
-) -> int:
+def copy_file_range(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
     count = _copy_range(server, body)
-    if count < 0:
-        return count
-    abi.WRITE_OUT.pack_into(out, at, count, 0)
-    return 8
+    return answer(reply, abi.WRITE_OUT, count, 0) if count >= 0 else count
 
 
-def copy_file_range_64(
-    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
-) -> int:
+def copy_file_range_64(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
     count = _copy_range(server, body)
-    if count < 0:
-        return count
-    abi.COPY_FILE_RANGE_OUT.pack_into(out, at, count)
-    return 8
+    return answer(reply, abi.COPY_FILE_RANGE_OUT, count) if count >= 0 else count
 
 
-def ioctl(
-    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
-) -> int:
+def ioctl(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
     """FUSE_IOCTL, restricted: the command's number tells the sizes, and the client copied the data.
 
     Linux: ``fuse_do_ioctl``. Commands that nobody knows get ENOTTY.
     """
     fh, flags, command, argument, in_size, out_size = abi.IOCTL_IN.unpack_from(body)
     handles = server.handles
-    if flags & abi.IOCTL_DIR:
-        directory = handles.directories.get(fh)
-        file = None if directory is None else directory.file
-    else:
-        file = handles.files.get(fh)
-    if file is None:
-        return -errno.EBADF
+    file = handles.directories[fh].file if flags & abi.IOCTL_DIR else handles.files[fh]
     start = abi.IOCTL_IN.size
     if flags & abi.IOCTL_UNRESTRICTED:
         return -errno.ENOSYS
     if in_size > len(body) - start:
         return -errno.EINVAL
     data = file.ioctl(command, body[start : start + in_size] if in_size else argument)
-    room = [out[at:], *segments[1:]] if at else [out, *segments[2:]]
+    room = room_of(reply)
     if len(data) > out_size or 16 + len(data) > length_of(room):
         return -errno.EOVERFLOW
     return scatter(abi.IOCTL_OUT.pack(0, 0, 0, 0) + data, room)
 
 
-def poll(
-    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
-) -> int:
+def poll(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
     """FUSE_POLL. Without a way to wake the client later it could only sleep for ever: ENOSYS, and
     it takes every file for ready.
     """
     fh, kh, flags, events = abi.POLL_IN.unpack_from(body)
     if server.notify is None:
         return -errno.ENOSYS
-    file = server.handles.files.get(fh)
-    if file is None:
-        return -errno.EBADF
+    file = server.handles.files[fh]
     if flags & abi.POLL_SCHEDULE_NOTIFY:
         queue = file.poll_queue()
         if queue is not None:
             server.schedule_poll(kh, file, queue)
-    abi.POLL_OUT.pack_into(out, at, file.poll() & (events | POLLERR | POLLHUP), 0)
-    return 8
+    return answer(reply, abi.POLL_OUT, file.poll() & (events | POLLERR | POLLHUP), 0)

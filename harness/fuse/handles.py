@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from vfs.errors import InvariantViolation
+from vfs.errors import InvariantViolation, oserror
 from vfs.operations import vfs_iterate
 
 if TYPE_CHECKING:
     from vfs.file import DirectoryEntry, FileDescription
+
+_T = TypeVar("_T")
+
+
+class IdTable(dict[int, _T]):
+    """What the client's numbers stand for. Indexing with one never given raises ``number``."""
+
+    __slots__ = ("_number",)
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self._number = number
+
+    def __missing__(self, key: int) -> _T:
+        raise oserror(self._number)
 
 
 class DirectoryHandle:
@@ -55,8 +71,8 @@ class HandleTable:
     __slots__ = ("_next", "directories", "files")
 
     def __init__(self) -> None:
-        self.files: dict[int, FileDescription] = {}
-        self.directories: dict[int, DirectoryHandle] = {}
+        self.files = IdTable["FileDescription"](errno.EBADF)
+        self.directories = IdTable[DirectoryHandle](errno.EBADF)
         self._next = 1
 
     def add_file(self, file: FileDescription) -> int:

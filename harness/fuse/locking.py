@@ -6,68 +6,53 @@ import errno
 from typing import TYPE_CHECKING
 
 from harness.fuse import abi
-from vfs.errors import WouldBlock
+from harness.fuse.request import answer
+from vfs.errors import WouldBlock, oserror
 from vfs.locks import F_UNLCK, OFFSET_MAX
 
 if TYPE_CHECKING:
-    from harness.fuse.buffers import Segments
-    from harness.fuse.request import Header
+    from harness.fuse.request import Header, Reply
     from harness.fuse.server import FuseServer
     from vfs.file import FileDescription
+    from vfs.locks import LockManager
 
 
-def _file(server: FuseServer, fh: int) -> FileDescription | None:
-    file = server.handles.files.get(fh)
-    if file is None:
-        # flock(2) takes directories too.
-        handle = server.handles.directories.get(fh)
-        file = None if handle is None else handle.file
-    return file
+def _parse(
+    server: FuseServer, body: bytes
+) -> tuple[LockManager, FileDescription, tuple[int, ...], tuple[FuseServer, int]]:
+    """The locks, the file, the fields of fuse_lk_in, and the owner. Raises: ENOSYS, EBADF."""
+    if server.locks is None:
+        raise oserror(errno.ENOSYS)
+    fields = abi.LK_IN.unpack_from(body)
+    handles, fh = server.handles, fields[0]
+    # flock(2) takes directories too.
+    file = handles.files.get(fh) or handles.directories[fh].file
+    return server.locks, file, fields, (server, fields[1])
 
 
-def getlk(
-    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
-) -> int:
-    locks = server.locks
-    if locks is None:
-        return -errno.ENOSYS
-    fh, owner, start, end, kind, _, _, _ = abi.LK_IN.unpack_from(body)
-    file = _file(server, fh)
-    if file is None:
-        return -errno.EBADF
+def getlk(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
+    locks, file, (_, _, start, end, kind, *_), owner = _parse(server, body)
     if kind >= F_UNLCK or not start <= end <= OFFSET_MAX:
         return -errno.EINVAL
-    found = locks.test(file.inode, (server, owner), kind, start, end)
+    found = locks.test(file.inode, owner, kind, start, end)
     if found is None:
-        abi.FILE_LOCK.pack_into(out, at, start, end, F_UNLCK, 0)
-    else:
-        abi.FILE_LOCK.pack_into(out, at, found.start, found.end, found.kind, found.pid)
-    return abi.FILE_LOCK.size
+        return answer(reply, abi.FILE_LOCK, start, end, F_UNLCK, 0)
+    return answer(reply, abi.FILE_LOCK, found.start, found.end, found.kind, found.pid)
 
 
-def setlk(
-    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
-) -> int:
+def setlk(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
     """FUSE_SETLK: now or EAGAIN."""
     try:
-        return setlkw(server, header, body, segments, out, at)
+        return setlkw(server, header, body, reply)
     except WouldBlock:
         return -errno.EAGAIN
 
 
-def setlkw(
-    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
-) -> int:
+def setlkw(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
     """FUSE_SETLKW: waits, parked, until the lock is free or the client interrupts."""
-    locks = server.locks
-    if locks is None:
-        return -errno.ENOSYS
-    fh, owner, start, end, kind, pid, lk_flags, _ = abi.LK_IN.unpack_from(body)
-    file = _file(server, fh)
-    if file is None:
-        return -errno.EBADF
+    locks, file, (_, _, start, end, kind, pid, lk_flags, _), owner = _parse(server, body)
     if lk_flags & abi.LK_FLOCK:
-        locks.set_flock(file.inode, (server, owner), file, kind)
+        locks.set_flock(file.inode, owner, file, kind)
     else:
-        locks.set_record(file.inode, (server, owner), file, kind, start, end, pid)
+        locks.set_record(file.inode, owner, file, kind, start, end, pid)
     return 0

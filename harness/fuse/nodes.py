@@ -7,11 +7,13 @@ inode, so that hard links share a page cache in the client; both per mount.
 
 from __future__ import annotations
 
+import errno
 import logging
 from struct import Struct
 from typing import TYPE_CHECKING
 
 from harness.fuse import abi
+from harness.fuse.handles import IdTable
 from vfs.abi import S_IFBLK, S_IFCHR, S_IFDIR, S_IFMT, S_IFREG, major, minor
 from vfs.errors import InvariantViolation
 from vfs.inode import Inode
@@ -158,7 +160,7 @@ class NodeTable:
         self.submounts = False
         self.unique_inodes = False
         self.generation = 0
-        self.by_id: dict[int, Node] = {}
+        self.by_id = IdTable[Node](errno.ESTALE)
         self.groups: dict[Mount, MountNodes] = {}
         self._superblocks: dict[Superblock, int] = {}
         self._next_id = abi.ROOT_ID

@@ -21,7 +21,7 @@ from harness.fuse.nodes import NodeTable
 from harness.fuse.opcodes import BY_NUMBER, DATA_IN, NAMES, PLAIN, SILENT
 from harness.fuse.parking import Parking
 from harness.fuse.ratelimit import RateLimit
-from harness.fuse.request import NO_REPLY, Handler, Header
+from harness.fuse.request import NO_REPLY, Handler, Header, Reply
 from harness.wire import PENDING
 from vfs.errors import WouldBlock, oserror
 from vfs.locks import LockManager
@@ -220,7 +220,7 @@ class FuseServer:
             if start < 40:
                 return self._gathered(request, reply, completion)
             header: Header = _in_header(head)
-            length, opcode, unique, _, _, _, _, _, _ = header
+            opcode, unique = header[1], header[2]
             if opcode < _ROWS:
                 handler, arguments, result, kind = self._rows[opcode]
                 self.counts[opcode] += 1
@@ -239,32 +239,37 @@ class FuseServer:
                 if room < result:
                     self.counts[opcode if opcode < _ROWS else 0] -= 1
                     return self._bounced(request, reply, completion)
-            size = length - 40
+            size = header[0] - 40
             if kind == DATA_IN:
                 body = b""
                 segments = request
             else:
                 segments = reply
-                if start == 40 and len(request) == 2 and len(request[1]) == size:
-                    body = request[1].tobytes() if size <= _BODY_MAX else b""
-                elif start == length and size <= _BODY_MAX:
-                    body = head[40:].tobytes()
-                elif 0 <= size <= _BODY_MAX:
-                    body = gather(skip(request, 40), size)
+                if (
+                    start == 40
+                    and len(request) == 2
+                    and arguments <= size <= _BODY_MAX
+                    and len(request[1]) == size
+                ):
+                    body = request[1].tobytes()
                 else:
                     body = b""
-                if len(body) != size or size < arguments:
-                    return self._error(first, unique, errno.EINVAL)
+                    if start == header[0] and size <= _BODY_MAX:
+                        body = head[40:].tobytes()
+                    elif 0 <= size <= _BODY_MAX:
+                        body = gather(skip(request, 40), size)
+                    if len(body) != size or size < arguments:
+                        return self._error(first, unique, errno.EINVAL)
             with self._lock:
                 try:
-                    count = handler(self, header, body, segments, out, at)
+                    count = handler(self, header, body, (segments, out, at))
                 except WouldBlock as stop:
-                    return self._park(
-                        stop.queue, handler, header, body, segments, out, at, first, completion
-                    )
+                    place = segments, out, at
+                    return self._park(stop.queue, handler, header, body, place, first, completion)
             if count >= 0:
-                _out_header(first, 0, 16 + count, 0, unique)
-                return 16 + count
+                count += 16
+                _out_header(first, 0, count, 0, unique)
+                return count
             if count == NO_REPLY:
                 return 0
             _out_header(first, 0, 16, count, unique)
@@ -414,9 +419,7 @@ class FuseServer:
         handler: Handler,
         header: Header,
         body: bytes,
-        segments: Segments,
-        out: memoryview,
-        at: int,
+        reply: Reply,
         first: memoryview,
         completion: Callable[[int], None],
     ) -> int:
@@ -425,11 +428,9 @@ class FuseServer:
 
         def attempt() -> int:
             try:
-                count = handler(self, header, body, segments, out, at)
+                count = handler(self, header, body, reply)
             except WouldBlock as stop:
-                return self._park(
-                    stop.queue, handler, header, body, segments, out, at, first, completion
-                )
+                return self._park(stop.queue, handler, header, body, reply, first, completion)
             except Exception as error:
                 return self._failed(first, unique, error)
             if count < 0:

@@ -6,11 +6,10 @@ import errno
 from typing import TYPE_CHECKING, Final
 
 from harness.fuse import abi
-from harness.fuse.request import NO_REPLY
+from harness.fuse.request import NO_REPLY, answer
 
 if TYPE_CHECKING:
-    from harness.fuse.buffers import Segments
-    from harness.fuse.request import Header
+    from harness.fuse.request import Header, Reply
     from harness.fuse.server import FuseServer
 
 # Enough for a queue of any depth: the client's own limits come first.
@@ -25,9 +24,7 @@ ALWAYS_WANTED: Final = (
 )  # fmt: skip
 
 
-def init(
-    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
-) -> int:
+def init(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
     """FUSE_INIT. Linux: ``process_init_reply`` reads what is answered here.
 
     A major above ours is answered with ours, and the client tries again; one below, or a minor
@@ -35,8 +32,7 @@ def init(
     """
     major, minor, max_readahead, offered = abi.INIT_IN.unpack_from(body)
     if major > abi.KERNEL_VERSION:
-        abi.INIT_OUT.pack_into(out, at, abi.KERNEL_VERSION, abi.KERNEL_MINOR_VERSION, *(0,) * 11)
-        return abi.INIT_OUT.size
+        return answer(reply, abi.INIT_OUT, abi.KERNEL_VERSION, abi.KERNEL_MINOR_VERSION, *(0,) * 11)
     if major < abi.KERNEL_VERSION or minor < abi.MINIMUM_MINOR_VERSION:
         return -errno.EPROTO
     if offered & abi.INIT_EXT:
@@ -47,32 +43,25 @@ def init(
     minor = min(minor, abi.KERNEL_MINOR_VERSION)
     max_pages = abi.REQUEST_PAGES if flags & abi.MAX_PAGES else abi.DEFAULT_REQUEST_PAGES
     server.start_session(minor, flags)
-    abi.INIT_OUT.pack_into(
-        out, at, abi.KERNEL_VERSION, minor, max_readahead, flags & 0xFFFFFFFF,
+    return answer(
+        reply, abi.INIT_OUT, abi.KERNEL_VERSION, minor, max_readahead, flags & 0xFFFFFFFF,
         MAX_BACKGROUND, CONGESTION_THRESHOLD, max_pages * abi.PAGE_SIZE, 1,
         max_pages if flags & abi.MAX_PAGES else 0, 0, flags >> 32, 0, 0,
     )  # fmt: skip
-    return abi.INIT_OUT.size
 
 
-def destroy(
-    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
-) -> int:
+def destroy(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
     """FUSE_DESTROY: the client unmounts."""
     server.reset()
     return 0
 
 
-def forget(
-    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
-) -> int:
+def forget(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
     server.nodes.forget(header[3], abi.FORGET_IN.unpack_from(body)[0])
     return NO_REPLY
 
 
-def batch_forget(
-    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
-) -> int:
+def batch_forget(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
     count = abi.BATCH_FORGET_IN.unpack_from(body)[0]
     start = abi.BATCH_FORGET_IN.size
     fits = (len(body) - start) // abi.FORGET_ONE.size
@@ -83,29 +72,21 @@ def batch_forget(
     return NO_REPLY
 
 
-def interrupt(
-    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
-) -> int:
+def interrupt(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
     server.parking.interrupt(abi.INTERRUPT_IN.unpack_from(body)[0])
     return NO_REPLY
 
 
-def not_implemented(
-    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
-) -> int:
+def not_implemented(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
     """ENOSYS: most clients then never ask again."""
     return -errno.ENOSYS
 
 
-def before_init(
-    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
-) -> int:
+def before_init(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
     """Any request outside of a session."""
     return -errno.EIO
 
 
-def silence(
-    server: FuseServer, header: Header, body: bytes, segments: Segments, out: memoryview, at: int
-) -> int:
+def silence(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
     """What has no reply and means nothing here."""
     return NO_REPLY
