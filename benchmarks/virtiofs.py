@@ -190,7 +190,7 @@ ROWS = [
     Row("lookup miss", _lookup_miss),
     Row("CREATE+UNLINK", _create_unlink, 2),
     Row("OPEN+RELEASE", _open_release, 2),
-    Row("READDIRPLUS 4 KiB", _readdirplus, 4),
+    Row("READDIRPLUS", _readdirplus, 4),
     *(Row(f"READ {_size(size)}", _read(size), max(1, size >> 14)) for size in BLOCK_SIZES),
     *(Row(f"WRITE {_size(size)}", _write(size), max(1, size >> 14)) for size in BLOCK_SIZES),
 ]
