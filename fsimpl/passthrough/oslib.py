@@ -116,15 +116,16 @@ _HOW_SIZE: Final = c_size_t(len(_HOW_CHILD))
 
 def open_child(directory: int, name: bytes) -> int:
     """An O_PATH descriptor of ``name``, itself if it is a symlink; -1 if there is no such name."""
-    fd: int = _syscall(_SYS_OPENAT2, directory, name, _HOW_CHILD, _HOW_SIZE)
-    if fd >= 0:
-        return fd
-    number = ctypes.get_errno()
-    if number == errno.ENOENT:
-        return -1
-    if number != errno.EINTR:
-        raise oserror(number, name)
-    return open_child(directory, name)
+    while True:
+        fd: int = _syscall(_SYS_OPENAT2, directory, name, _HOW_CHILD, _HOW_SIZE)
+        if fd >= 0:
+            return fd
+        number = ctypes.get_errno()
+        # EXDEV: it was moved out of the directory between being found and being opened.
+        if number in (errno.ENOENT, errno.EXDEV):
+            return -1
+        if number != errno.EINTR:
+            raise oserror(number, name)
 
 
 def linkat(source: int, source_name: bytes, directory: int, name: bytes) -> None:
