@@ -120,8 +120,7 @@ def detach(mount: HostMount, *, lazy: bool = False) -> None:
         _umount2(mount.mountpoint, flags)
         return
     command = [HELPER, "-u", "-q", *(["-z"] if lazy else []), "--", mount.mountpoint]
-    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    if result.returncode != 0:
+    if _run_helper(command).returncode != 0:
         raise OSError(EBUSY, os.strerror(EBUSY), mount.mountpoint)
 
 
@@ -207,6 +206,22 @@ def _attach_as_root(path: str, options: MountOptions) -> int:
     return fd
 
 
+def _run_helper(command: list[str], **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """Run fusermount3 to its end.
+
+    With `close_fds` the child would close our descriptors before it is another program, while this
+    process stands still for it: one that is open on a mount we serve would wait for us for ever.
+    """
+    return subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env={**os.environ, **environment},
+        close_fds=False,
+        check=False,
+    )
+
+
 def _attach_as_user(path: str, options: MountOptions) -> int:
     helper = shutil.which(HELPER)
     if helper is None:
@@ -226,13 +241,9 @@ def _attach_as_user(path: str, options: MountOptions) -> int:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours:
         with theirs:
-            result = subprocess.run(
-                [helper, "-o", ",".join(words), "--", path],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},
-                pass_fds=(theirs.fileno(),),
-                check=False,
+            theirs.set_inheritable(True)
+            result = _run_helper(
+                [helper, "-o", ",".join(words), "--", path], _FUSE_COMMFD=str(theirs.fileno())
             )
         if result.returncode != 0:
             said = " ".join(result.stderr.decode(errors="replace").split())

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 INTERRUPT = 36
 
 pytestmark = pytest.mark.fuse
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount so")
 
 
 def mountinfo(path: Path) -> list[str] | None:
@@ -56,6 +57,7 @@ def test_the_mount_is_there_inside_of_with_and_gone_after_it(
     assert one_file.resets == 1
 
 
+@needs_root
 def test_a_mount_has_nodev_and_nosuid_unless_asked(tmp_path: Path, one_file: OneFileServer) -> None:
     with FuseMount(tmp_path, one_file):
         fields = mountinfo(tmp_path)
@@ -71,6 +73,7 @@ def test_a_mount_has_nodev_and_nosuid_unless_asked(tmp_path: Path, one_file: One
         assert "name" in fields
 
 
+@needs_root
 def test_access_options_reach_the_kernel(tmp_path: Path, one_file: OneFileServer) -> None:
     options = MountOptions(allow_other=True, default_permissions=True)
     with FuseMount(tmp_path, one_file, options=options):
@@ -207,6 +210,7 @@ def test_a_mount_in_use_is_detached_and_its_users_get_an_error(
             os.close(fd)
 
 
+@needs_root
 def test_a_mount_on_top_of_ours_is_not_taken_for_ours(
     tmp_path: Path, one_file: OneFileServer
 ) -> None:
