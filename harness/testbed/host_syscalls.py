@@ -101,7 +101,7 @@ class HostSyscalls:
         kinds = SIGNATURES[name]
 
         def call(*args: Any) -> int | None:
-            passed = [_argument(kind, arg) for kind, arg in zip(kinds, args)]  # noqa: B905
+            passed = [_argument(kind, arg) for kind, arg in zip(kinds, args, strict=False)]
             passed += [0] * (len(kinds) - len(passed))
             result = syscall(number, *passed)
             return result if name in _RETURNS_NUMBER else None

@@ -186,7 +186,9 @@ def format_step(step: Step) -> str:
     """The step as a script's line."""
     kinds = SIGNATURES.get(step.call, ())
     kinds += ("data",) * (len(step.args) - len(kinds))
-    shown = ", ".join(_format_argument(kind, value) for kind, value in zip(kinds, step.args))  # noqa: B905
+    shown = ", ".join(
+        _format_argument(kind, value) for kind, value in zip(kinds, step.args, strict=False)
+    )
     return f"{step.task}: {step.call}({shown})"
 
 

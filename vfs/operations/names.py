@@ -42,13 +42,11 @@ def _directory(parent: VirtualDentry) -> Inode:
 # Making names
 
 
-def _start_creating(
-    parent: VirtualDentry, name: bytes, cred: Credentials, trailing: bool = False
-) -> Inode:
-    """Linux: ``filename_create`` after its walk, then ``may_create``. Returns the directory.
+def _filename_create(parent: VirtualDentry, name: bytes, trailing: bool) -> Inode:
+    """Linux: ``filename_create`` after its walk: ``name`` is free and may be written to disk.
 
-    Raises: EEXIST, ENOENT (``trailing``: slashes after the name of what is no directory), EROFS,
-    EACCES, EPERM.
+    Returns the directory. Raises: ENOTDIR, EEXIST, EINVAL, ENAMETOOLONG, ENOENT (``trailing``:
+    slashes after the name of what is no directory), EROFS.
     """
     directory = _directory(parent)
     if name in (b"", b".", b".."):
@@ -61,6 +59,17 @@ def _start_creating(
     if trailing:
         raise oserror(errno.ENOENT)
     parent.mount.want_write()
+    return directory
+
+
+def _start_creating(
+    parent: VirtualDentry, name: bytes, cred: Credentials, trailing: bool = False
+) -> Inode:
+    """``_filename_create``, then Linux's ``may_create``. Returns the directory.
+
+    Raises: as ``_filename_create``; ENOENT (a deleted directory), EACCES, EPERM.
+    """
+    directory = _filename_create(parent, name, trailing)
     may_create(parent.dentry, cred)
     return directory
 
@@ -173,17 +182,7 @@ def vfs_link(
     directory; immutable or append-only), EACCES; ENOENT for a file whose last name is gone.
     """
     inode = source.inode
-    directory = _directory(parent)
-    if name in (b"", b".", b".."):
-        raise oserror(errno.EEXIST)
-    _check_name(name)
-    existing = step(parent.dentry, name)
-    if existing is not None:
-        existing.put()
-        raise oserror(errno.EEXIST)
-    if trailing:
-        raise oserror(errno.ENOENT)
-    parent.mount.want_write()
+    directory = _filename_create(parent, name, trailing)
     if source.mount is not parent.mount:
         raise oserror(errno.EXDEV)
     _may_hardlink(inode.superblock.vfs.protected_hardlinks, inode, cred)

@@ -12,7 +12,7 @@ from vfs.file import FileDescription
 from vfs.mount import VirtualDentry
 from vfs.namei import DIRECTORY, FOLLOW, Walk, get_name
 from vfs.operations import vfs_create, vfs_open, vfs_tmpfile
-from vfs.permission import inode_permission, may_create, owner_or_capable
+from vfs.permission import owner_or_capable
 from vfs.pipe import PipeFile
 from vfs.syscalls.base import Path, SyscallBase
 
@@ -155,11 +155,6 @@ class OpenSyscalls(SyscallBase):
 
     def _create_and_open(self, walk: Walk, flags: int, mode: int) -> FileDescription:
         parent = VirtualDentry(walk.mount, walk.dentry)
-        parent.mount.want_write()
-        if not walk.dentry.hashed:
-            raise oserror(errno.ENOENT)
-        inode_permission(parent.inode, self.cred, abi.W_OK | abi.X_OK)
-        may_create(parent.dentry, self.cred)
         with vfs_create(parent, walk.last, mode, self.cred, self.fs.umask) as dentry:
             return vfs_open(walk.mount, dentry, flags & ~abi.O_TRUNC, self.cred, check=False)
 

@@ -320,3 +320,13 @@ def test_a_read_only_mount_leaves_the_hosts_access_times_alone(
     with pytest.raises(OSError) as caught:
         task.mkdir("d")
     assert caught.value.errno == errno.EROFS
+
+
+def test_a_file_is_created_in_the_cwd_after_the_host_moved_it(inside: Task, shared: Path) -> None:
+    (shared / "a").mkdir()
+    inside.chdir("/a")
+    os.rename(shared / "a", shared / "b")
+    with pytest.raises(FileNotFoundError):
+        inside.stat("/a")
+    inside.close(inside.open("new", abi.O_CREAT | abi.O_WRONLY, 0o644))
+    assert os.listdir(shared / "b") == ["new"]
