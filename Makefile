@@ -26,6 +26,7 @@ fast: setup
 
 bench: guest-setup
 	$(PY) -m benchmarks $(ARGS)
+	$(PY) -m benchmarks.mounts
 
 setup: $(VENV)/.installed
 

@@ -12,10 +12,11 @@ from vfs import abi
 from vfs.credentials import Credentials
 from vfs.dentry import Dentry
 from vfs.device import Device
+from vfs.fs_context import FilesystemContext
 from vfs.inode import Inode, SetAttributes
 from vfs.mount import Mount, VirtualDentry
 from vfs.operations import vfs_mkdir, vfs_mknod, vfs_rmdir, vfs_setattr, vfs_symlink, vfs_unlink
-from vfs.superblock import FilesystemContext, Superblock
+from vfs.superblock import Superblock
 
 # What Linux leaves to user space (systemd, udev); here nobody else would make it.
 LINKS: Final = (
@@ -39,23 +40,24 @@ class DevtmpfsType(TmpfsType):
     """
 
     name = "devtmpfs"
+    userns_mount = False
 
-    def mount(self, context: FilesystemContext) -> Superblock:
+    def get_tree(self, context: FilesystemContext) -> Superblock:
         """The first mount's options hold; later ones are checked and ignored, and read-only is
-        always a matter of the mount alone, as on Linux.
+        always a matter of the mount alone. There is only one superblock to have, so
+        FSCONFIG_CMD_CREATE_EXCL may have it, too; all as on Linux.
 
-        Raises: EINVAL for an option that tmpfs does not know or a bad value; ENOSPC if the options
-        leave no room for the links.
+        Raises: ENOSPC if the options leave no room for the links.
         """
-        options = TmpfsOptions.parse(context.options, self.ram_pages)
         for superblock in context.vfs.superblocks:
             if superblock.type is self:
                 return superblock.get()
+        options = TmpfsOptions.of(context)
         options.mode = _DEFAULT_MODE if options.mode is None else options.mode
         options.uid = options.uid or 0
         options.gid = options.gid or 0
         context.flags &= ~abi.MS_RDONLY
-        made = DevtmpfsSuperblock(context, options, self.ram_pages)
+        made = DevtmpfsSuperblock(context, options)
         try:
             made.populate()
         except BaseException:
@@ -73,8 +75,8 @@ class DevtmpfsSuperblock(TmpfsSuperblock):
 
     __slots__ = ("_made",)
 
-    def __init__(self, context: FilesystemContext, options: TmpfsOptions, ram_pages: int) -> None:
-        super().__init__(context, options, ram_pages)
+    def __init__(self, context: FilesystemContext, options: TmpfsOptions) -> None:
+        super().__init__(context, options)
         self._made: dict[bytes, Inode] = {}
         self.vfs.devices.add_listener(self)
 

@@ -9,10 +9,13 @@ from typing import Final, Self
 
 from devtmpfs import install
 from fsimpl.passthrough import PassthroughType
+from fsimpl.proc import ProcType
 from fsimpl.tmpfs import TmpfsType
 from harness.errors import UsageError
 from harness.mountspec import MountSpec
 from vfs import abi
+from vfs.credentials import Credentials
+from vfs.fs_context import FilesystemContext
 from vfs.mount import VirtualDentry
 from vfs.virtual_filesystem import VirtualFilesystem
 
@@ -32,11 +35,14 @@ class Tree:
     `close`, after everything that was taken from it.
     """
 
-    def __init__(self, specs: Iterable[MountSpec], *, tracing: bool = False) -> None:
+    def __init__(
+        self, specs: Iterable[MountSpec], *, tracing: bool = False, links: int | None = None
+    ) -> None:
         """Make the mounts of `specs` in their order; without one at `/`, a tmpfs is the root.
 
         Missing mount points are made, as directories of mode 755, except on the host behind a
-        read-only passthrough. With `tracing` a leaked reference can be traced to its taker.
+        read-only passthrough. With `tracing` a leaked reference can be traced to its taker. `links`
+        is a descriptor of /proc/self/fd, borrowed, for a process that can't reach it by name.
 
         Raises:
             UsageError: a spec that can't be mounted, and why.
@@ -44,7 +50,8 @@ class Tree:
         ordered = _root_first(specs)
         self.vfs = VirtualFilesystem(tracing=tracing)
         self.vfs.register(TmpfsType())
-        self.vfs.register(PassthroughType())
+        self.vfs.register(PassthroughType(links))
+        self.vfs.register(ProcType())
         self.devices = install(self.vfs)
         root = ordered[0]
         self._check(root)
@@ -136,17 +143,18 @@ class Tree:
             if not (spec.source or "").startswith("/"):
                 raise spec.error(f"src={spec.source} is not absolute: it is a path in the tree")
         for key, value in spec.options:
-            if "," in key or "," in (value or ""):
+            if "," in key or ("," in (value or "") and spec.type != "passthrough"):
                 raise spec.error(f"'{key}': no option of {spec.type} has a comma")
 
     def _explained(self, spec: MountSpec, error: OSError) -> UsageError:
-        if error.errno == EINVAL:
+        if error.errno == EINVAL and spec.type != _BIND:
+            kind = self.vfs.filesystem_type(spec.type)
             for key, value in spec.options:
                 word = key if value is None else f"{key}={value}"
-                try:
-                    self.vfs.create_namespace(spec.type, _source(spec), options=word).put()
-                except OSError as alone:
-                    if alone.errno == EINVAL:
+                with self.vfs.lock, FilesystemContext(self.vfs, kind, Credentials.root()) as alone:
+                    try:
+                        alone.parse_string(key, value)
+                    except OSError:
                         return spec.error(f"'{key}': {spec.type} takes no {word} (see --help)")
         if spec.source is not None:
             hint = ": run as root" if error.errno in (EACCES, EPERM) else ""
@@ -182,4 +190,6 @@ def _source(spec: MountSpec) -> bytes:
 
 
 def _data(spec: MountSpec) -> str:
-    return ",".join(key if value is None else f"{key}={value}" for key, value in spec.options)
+    words = [key if value is None else f"{key}={value}" for key, value in spec.options]
+    # The one type whose values may have commas.
+    return ",".join(word.replace(",", "\\,") for word in words)

@@ -7,7 +7,7 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from errno import EADDRINUSE, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM
 from types import TracebackType
 from typing import Final
@@ -15,6 +15,8 @@ from typing import Final
 from harness.vhost_user.backend import Backend
 from harness.vhost_user.connection import Connection
 from harness.vhost_user.loop import ServiceLoop
+from harness.vhost_user.pool import BLOCKING, WorkerPool
+from harness.vhost_user.state import DeviceState
 from harness.wire import FuseHandler
 
 LOG = logging.getLogger(__name__)
@@ -72,6 +74,15 @@ def _is_stale(path: str) -> bool:
     return False
 
 
+def _config(tag: str, num_request_queues: int) -> bytes:
+    name = os.fsencode(tag)
+    if not 0 < len(name) <= TAG_MAX:
+        raise OSError(EINVAL, f"a tag has 1 to {TAG_MAX} bytes", tag)
+    if not 1 <= num_request_queues <= MAX_REQUEST_QUEUES:
+        raise OSError(EINVAL, f"a device has 1 to {MAX_REQUEST_QUEUES} request queues")
+    return _CONFIG.pack(name, num_request_queues)
+
+
 class VirtioFsDevice:
     """struct virtio_fs, the device's side: a tag, a high-priority queue and request queues.
 
@@ -86,23 +97,30 @@ class VirtioFsDevice:
         num_request_queues: int = 1,
         *,
         poll_limit_ns: int = POLL_LIMIT_NS,
+        threads: int = 0,
+        pooled: Collection[int] = BLOCKING,
+        state: DeviceState | None = None,
     ) -> None:
         """Without `tag` the frontend names the device, and no configuration space is offered.
 
         `poll_limit_ns` bounds how long an empty ring is watched before the thread sleeps.
+        `threads` serve requests of the opcodes `pooled`, so that `handler` is called by several
+        threads at once; 0 has the one thread of `serve` do all. `state` (borrowed) lets the device
+        be migrated.
 
         Raises:
             OSError: EINVAL for a tag that is empty or longer than 36 bytes, or a number of
                 request queues outside 1 to 127.
+            RuntimeError: so many threads can't be had.
         """
-        name = None if tag is None else os.fsencode(tag)
-        if name is not None and not 0 < len(name) <= TAG_MAX:
-            raise OSError(EINVAL, f"a tag has 1 to {TAG_MAX} bytes", tag)
+        config = None if tag is None else _config(tag, num_request_queues)
         if not 1 <= num_request_queues <= MAX_REQUEST_QUEUES:
             raise OSError(EINVAL, f"a device has 1 to {MAX_REQUEST_QUEUES} request queues")
         self._handler = handler
-        self._config = None if name is None else _CONFIG.pack(name, num_request_queues)
+        self._config = config
         self._num_queues = 1 + num_request_queues
+        self._state = state
+        self._pool = WorkerPool(threads, pooled) if threads else None
         self._loop = ServiceLoop(poll_limit_ns)
         self._backend: Backend | None = None
         self._listener: socket.socket | None = None
@@ -158,8 +176,27 @@ class VirtioFsDevice:
         """Have `serve` return soon. From any thread, or from a signal handler."""
         self._loop.stop()
 
+    def rename(self, tag: str) -> None:
+        """Change the tag, and tell the driver, if it can be told. From any thread.
+
+        Raises:
+            OSError: EINVAL for a tag that is empty or longer than 36 bytes, or where the frontend
+                names the device.
+        """
+        if self._config is None:
+            raise OSError(EINVAL, "the frontend names this device", tag)
+        config = self._config = _config(tag, self._num_queues - 1)
+
+        def tell() -> None:
+            if self._backend is not None:
+                self._backend.config_changed(config)
+
+        self._loop.post(tell)
+
     def close(self) -> None:
-        """Release the descriptors of the loop, after `serve` has returned."""
+        """Release the descriptors of the loop and the threads, after `serve` has returned."""
+        if self._pool is not None:
+            self._pool.close()
         self._loop.close()
 
     def _accept(self) -> None:
@@ -191,9 +228,12 @@ class VirtioFsDevice:
             num_queues=self._num_queues,
             config=self._config,
             on_closed=on_closed,
+            pool=self._pool,
+            state=self._state,
         )
 
     def _drop(self) -> None:
         if self._backend is not None:
+            self._backend.drain()
             self._backend.close()
             self._backend = None

@@ -23,7 +23,7 @@ class FuseHandler(Protocol):
         reply: Sequence[memoryview],
         completion: Callable[[int], None],
     ) -> int:
-        """Serve one request.
+        """Serve one request. A transport with a thread pool calls this from many threads at once.
 
         `request` is what the client wrote, a fuse_in_header and its arguments, cut into segments
         at arbitrary places; `reply` is the writable room, cut likewise. Both may be empty, and

@@ -18,8 +18,8 @@ THIRD_PARTY = {
     "devtmpfs": {"sortedcontainers"},
     "harness": {"sortedcontainers", "rich", "prompt_toolkit"},
 }
-# The fuzzer's strategies, which only tests import.
-ALLOWED = {"harness/testbed/generate.py": {"hypothesis"}}
+# The generators as strategies, which only tests import.
+ALLOWED = {"harness/testbed/strategies.py": {"hypothesis"}}
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:

@@ -6,6 +6,7 @@ import errno
 from typing import Self
 
 from vfs.errors import oserror
+from vfs.user_namespace import INITIAL_USER_NAMESPACE, UserNamespace
 
 CAP_CHOWN = 0
 CAP_DAC_OVERRIDE = 1
@@ -16,6 +17,7 @@ CAP_SETGID = 6
 CAP_SETUID = 7
 CAP_LINUX_IMMUTABLE = 9
 CAP_SYS_CHROOT = 18
+CAP_SYS_PTRACE = 19
 CAP_SYS_ADMIN = 21
 CAP_SYS_RESOURCE = 24
 CAP_MKNOD = 27
@@ -41,10 +43,11 @@ class Credentials:
     """Linux: ``struct cred``. Immutable: a change of identity is a new object.
 
     ``fsuid`` and ``fsgid`` decide access; ``uid`` and ``gid`` (the real ids) are what access(2)
-    asks about. ``caps`` is the effective set as a bit mask, ``permitted`` what may be raised.
+    asks about. ``caps`` is the effective set as a bit mask, ``permitted`` what may be raised; they
+    hold in ``user_ns`` and in the namespaces below it.
     """
 
-    __slots__ = ("caps", "fsgid", "fsuid", "gid", "groups", "permitted", "uid")
+    __slots__ = ("caps", "fsgid", "fsuid", "gid", "groups", "permitted", "uid", "user_ns")
 
     def __init__(
         self,
@@ -56,6 +59,7 @@ class Credentials:
         fsgid: int | None = None,
         caps: int | None = None,
         permitted: int | None = None,
+        user_ns: UserNamespace = INITIAL_USER_NAMESPACE,
     ) -> None:
         self.uid = uid
         self.gid = gid
@@ -64,6 +68,7 @@ class Credentials:
         self.groups = frozenset(groups)
         self.caps = (CAP_FULL_SET if self.fsuid == 0 else 0) if caps is None else caps
         self.permitted = self.caps if permitted is None else permitted
+        self.user_ns = user_ns
 
     @classmethod
     def root(cls) -> Self:
@@ -71,8 +76,41 @@ class Credentials:
         return cls()
 
     def capable(self, cap: int) -> bool:
-        """Linux: ``capable``. Whether the effective set has ``cap``."""
+        """Linux: ``capable_wrt_inode_uidgid``. Whether the effective set has ``cap``, which is
+        what counts for a file, because every id is mapped in every user namespace here.
+        """
         return bool(self.caps >> cap & 1)
+
+    def ns_capable(self, user_ns: UserNamespace, cap: int) -> bool:
+        """Linux: ``ns_capable``. Whether ``cap`` is held in ``user_ns``: by the effective set if
+        that is one's own namespace or below it; all are by the owner, from the parent.
+        """
+        namespace = user_ns
+        while namespace is not self.user_ns:
+            if namespace.level <= self.user_ns.level:
+                return False
+            assert namespace.parent is not None
+            if namespace.parent is self.user_ns and namespace.owner_uid == self.fsuid:
+                return True
+            namespace = namespace.parent
+        return self.capable(cap)
+
+    def ns_require(self, user_ns: UserNamespace, cap: int, number: int = errno.EPERM) -> None:
+        """Raises: OSError ``number`` (EPERM) unless ``cap`` is held in ``user_ns``."""
+        if not self.ns_capable(user_ns, cap):
+            raise oserror(number)
+
+    def in_new_user_namespace(self, user_ns: UserNamespace) -> Credentials:
+        """The same ids with every capability, in ``user_ns``. Linux: ``set_cred_user_ns``."""
+        return Credentials(
+            self.uid,
+            self.gid,
+            self.groups,
+            fsuid=self.fsuid,
+            fsgid=self.fsgid,
+            caps=CAP_FULL_SET,
+            user_ns=user_ns,
+        )
 
     def in_group(self, gid: int) -> bool:
         """Linux: ``in_group_p``. The file-system group and the supplementary ones count."""
@@ -89,7 +127,14 @@ class Credentials:
         Linux: ``access_override_creds`` in fs/open.c.
         """
         caps = self.permitted if self.uid == 0 else 0
-        return Credentials(self.uid, self.gid, self.groups, caps=caps, permitted=self.permitted)
+        return Credentials(
+            self.uid,
+            self.gid,
+            self.groups,
+            caps=caps,
+            permitted=self.permitted,
+            user_ns=self.user_ns,
+        )
 
     def __repr__(self) -> str:
         groups = ",".join(map(str, sorted(self.groups)))

@@ -41,7 +41,13 @@ def is_unlinked(path: VirtualDentry) -> bool:
 
 
 def d_path(path: VirtualDentry, root: VirtualDentry) -> bytes:
-    """Linux: ``d_path``, as /proc/PID/fd shows it: "(deleted)" behind what has no name any more."""
+    """Linux: ``d_path``, as /proc/PID/fd shows it: "(deleted)" behind what has no name any more,
+    and a name of its own ("mnt:[4026531841]") for what never had a place.
+    """
+    if path.dentry is not path.mount.root:
+        shown = path.dentry.superblock.dname(path.dentry)
+        if shown is not None:
+            return shown
     text, _ = prepend_path(path, root)
     return text + b" (deleted)" if is_unlinked(path) else text
 

@@ -40,7 +40,8 @@ class FileDescription(RefCounted):
 
     Class attributes: ``seekable`` False makes lseek and pread fail with ESPIPE and passes position
     0; ``unlocked_io`` True has read, write and fsync called without the VFS lock; ``nowait`` True
-    says that RWF_NOWAIT can be obeyed (FMODE_NOWAIT).
+    says that RWF_NOWAIT can be obeyed (FMODE_NOWAIT); ``generated`` True says that there may be
+    more to read than ``inode.size``, so that a client must not read by it.
     """
 
     __slots__ = (
@@ -49,6 +50,7 @@ class FileDescription(RefCounted):
     seekable: ClassVar[bool] = True
     unlocked_io: ClassVar[bool] = False
     nowait: ClassVar[bool] = False
+    generated: ClassVar[bool] = False
 
     def __init__(self, mount: Mount, dentry: Dentry, flags: int, cred: Credentials) -> None:
         assert dentry.inode is not None
@@ -139,6 +141,14 @@ class FileDescription(RefCounted):
     def ioctl(self, command: int, argument: bytes | memoryview | int) -> bytes:
         """Raises: ENOTTY for a command it does not know. Returns what goes back to the caller."""
         raise oserror(errno.ENOTTY)
+
+    def ioctl_open(
+        self, command: int, argument: bytes | memoryview | int, cred: Credentials
+    ) -> FileDescription | None:
+        """For an ioctl whose value is a new descriptor: what it stands for, which the caller
+        receives; None for other commands, which go to ``ioctl``.
+        """
+        return None
 
     def poll(self) -> int:
         """The POLL* bits that hold now. Regular files are always ready (DEFAULT_POLLMASK)."""

@@ -106,6 +106,8 @@ class Inode:
 
     # True where the store below keeps times and set-id bits itself, so that the VFS leaves them be.
     host_managed: ClassVar[bool] = False
+    # Whether statx(2) tells ``flags``, too, where their meaning is obeyed in any case.
+    shows_flags: ClassVar[bool] = True
 
     @property
     def is_dir(self) -> bool:

@@ -1,8 +1,9 @@
 """The one path walk: from a name to a dentry, one component at a time. Linux: fs/namei.c.
 
 Everything that takes a path comes through ``Walk``; a transport that has node ids instead of paths
-takes single steps with ``step``. The VFS lock is held for a whole walk, so mounts stand still; the
-dentry under the walker's feet is held, because a lookup may push unused ones out of the cache.
+takes single steps with ``step``. The VFS lock is held for a whole walk. What is under the walker's
+feet is held too: a lookup may push unused dentries out of the cache, and unmount what lies below a
+name that went away.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 from vfs import abi
 from vfs.errors import oserror
 from vfs.mount import Mount, VirtualDentry
+from vfs.mount_tree import detach_mounts
 from vfs.permission import inode_permission, is_dead_directory
 from vfs.superblock import DCACHE_PINNED, DCACHE_REVALIDATE, DCACHE_VALID
 from vfs.times import touch_atime
@@ -79,7 +81,7 @@ def _invalidate(dentry: Dentry) -> None:
     vfs = dentry.superblock.vfs
     for below in list(vfs.dcache.walk(dentry)):
         if below.mounted:
-            vfs.detach_mounts(below)
+            detach_mounts(below)
     vfs.dcache.delete(dentry)
 
 
@@ -120,7 +122,7 @@ def follow_dotdot(mount: Mount, dentry: Dentry, root: VirtualDentry) -> tuple[Mo
 class Walk:
     """Linux: ``struct nameidata``. One resolution of one path by one caller.
 
-    ``mount`` and ``dentry`` are where the walk stands (the dentry held). After ``descend`` that is
+    ``mount`` and ``dentry`` are where the walk stands, both held. After ``descend`` that is
     the parent of the last component, which ``last`` names: b"" (the path was all slashes), b".",
     b".." or a name; ``trailing`` tells that slashes follow it. End with ``take`` or ``abandon``.
     """
@@ -144,7 +146,7 @@ class Walk:
         self.resolve = resolve
         # Whether the walk has asked for the root yet (Linux: nd->root.mnt is set).
         self.rooted = bool(resolve & _SCOPED)
-        self.mount = start.mount
+        self.mount = start.mount.get()
         self.dentry = vfs.dcache.hold(start.dentry)
         self.last = b""
         self.trailing = False
@@ -154,16 +156,21 @@ class Walk:
         """Move to ``dentry`` (borrowed), giving back where the walk stood."""
         held = self.vfs.dcache.hold(dentry)
         self.dentry.put()
-        self.mount = mount
         self.dentry = held
+        if mount is not self.mount:
+            mount.get()
+            # On Linux a walk in RCU mode leaves no traces either.
+            self.mount.put_no_expire()
+            self.mount = mount
 
     def take(self) -> VirtualDentry:
         """End the walk: the caller receives where it stands, with both references."""
-        return VirtualDentry(self.mount.get(), self.dentry)
+        return VirtualDentry(self.mount, self.dentry)
 
     def abandon(self) -> None:
         """End the walk with nothing."""
         self.dentry.put()
+        self.mount.put_no_expire()
 
     @property
     def inode(self) -> Inode:

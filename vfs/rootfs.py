@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from vfs import abi
 from vfs.dentry import Dentry
+from vfs.fs_context import FilesystemContext
 from vfs.inode import Inode
-from vfs.superblock import DCACHE_VALID, FilesystemContext, FilesystemType, Superblock
+from vfs.superblock import DCACHE_VALID, FilesystemType, Superblock
 
 _RAMFS_MAGIC = 0x858458F6
 
@@ -27,7 +28,7 @@ class RootfsType(FilesystemType):
 
     name = "rootfs"
 
-    def mount(self, context: FilesystemContext) -> Superblock:
+    def get_tree(self, context: FilesystemContext) -> Superblock:
         superblock = Superblock(context, magic=_RAMFS_MAGIC, dcache=DCACHE_VALID)
         superblock.root = Dentry.make_root(superblock, RootfsInode(superblock, abi.S_IFDIR | 0o755))
         return superblock

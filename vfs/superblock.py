@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from vfs import abi
 from vfs.errors import oserror
 from vfs.refs import RefCounted
+from vfs.user_namespace import INITIAL_USER_NAMESPACE
 
 if TYPE_CHECKING:
-    from vfs.credentials import Credentials
     from vfs.dentry import Dentry
-    from vfs.virtual_filesystem import VirtualFilesystem
+    from vfs.fs_context import FilesystemContext, Parameter
+    from vfs.mount import Mount
 
 # How the dentry cache may be used for a filesystem's directories (Superblock.dcache).
 DCACHE_PINNED = 0  # the cache *is* the directory: a name without a dentry does not exist (tmpfs)
@@ -25,21 +25,6 @@ SB_FLAGS = (
     abi.MS_RDONLY | abi.MS_SYNCHRONOUS | abi.MS_MANDLOCK | abi.MS_DIRSYNC | abi.MS_LAZYTIME
     | abi.MS_POSIXACL | abi.MS_SILENT
 )  # fmt: skip
-
-
-# Options that every filesystem takes in mount(2)'s data, as (flags set, flags cleared), whatever
-# value they come with. Linux: ``common_set_sb_flag`` and ``common_clear_sb_flag`` in fs_context.c.
-_FLAG_OPTIONS = {
-    "dirsync": (abi.MS_DIRSYNC, 0),
-    "lazytime": (abi.MS_LAZYTIME, 0),
-    "mand": (abi.MS_MANDLOCK, 0),
-    "ro": (abi.MS_RDONLY, 0),
-    "sync": (abi.MS_SYNCHRONOUS, 0),
-    "async": (0, abi.MS_SYNCHRONOUS),
-    "nolazytime": (0, abi.MS_LAZYTIME),
-    "nomand": (0, abi.MS_MANDLOCK),
-    "rw": (0, abi.MS_RDONLY),
-}
 
 
 class Statfs(NamedTuple):
@@ -57,88 +42,73 @@ class Statfs(NamedTuple):
     fsid: int
 
 
-class FilesystemContext:
-    """Linux: ``fs_context``. What a mount or a remount asks for, collected before it is done.
-
-    ``options`` keeps the order in which they were given; a flag's value is None. Those that mean
-    a superblock flag ("ro", "sync", ...) are taken out and set in ``flags``.
-    """
-
-    __slots__ = ("cred", "flags", "options", "source", "type", "vfs")
-
-    def __init__(
-        self,
-        vfs: VirtualFilesystem,
-        fstype: FilesystemType,
-        cred: Credentials,
-        source: bytes = b"none",
-        flags: int = 0,
-        options: Iterable[tuple[str, str | None]] = (),
-    ) -> None:
-        self.vfs = vfs
-        self.type = fstype
-        self.cred = cred
-        self.source = source
-        self.flags = flags & SB_FLAGS
-        self.options: list[tuple[str, str | None]] = []
-        for key, value in options:
-            if key in _FLAG_OPTIONS:
-                set_bits, clear_bits = _FLAG_OPTIONS[key]
-                self.flags = self.flags & ~clear_bits | set_bits
-            else:
-                self.options.append((key, value))
-
-    @staticmethod
-    def parse_options(data: str) -> list[tuple[str, str | None]]:
-        """mount(2)'s data, ``"size=1m,mode=755"``, as pairs (``generic_parse_monolithic``)."""
-        pairs: list[tuple[str, str | None]] = []
-        for item in data.split(","):
-            if item:
-                key, equals, value = item.partition("=")
-                pairs.append((key, value if equals else None))
-        return pairs
-
-
 class FilesystemType:
-    """Linux: ``file_system_type``. A name and the way to mount it; registered with the root object.
+    """Linux: ``file_system_type`` and ``fs_context_operations``. A name and the way to mount it;
+    registered with the root object.
 
     ``requires_device`` is FS_REQUIRES_DEV, shown by /proc/filesystems as the absence of "nodev".
+    ``userns_mount`` is FS_USERNS_MOUNT: the root of a user namespace may make one, too.
     """
 
     name: str = ""
     requires_device = False
+    userns_mount = False
 
-    def mount(self, context: FilesystemContext) -> Superblock:
+    def init_context(self, context: FilesystemContext) -> None:
+        """Give ``context`` the state that parameters will change (``fs_private``); also called
+        before a reconfiguration. Raises: what the filesystem adds.
+        """
+
+    def split_options(self, data: str) -> list[str]:
+        """mount(2)'s data as the parameters in it. Linux: half of ``parse_monolithic``."""
+        return data.split(",")
+
+    def parse_parameter(self, context: FilesystemContext, parameter: Parameter) -> bool:
+        """Take one parameter, in the order in which they are given; False if it is none of ours.
+
+        Raises: EINVAL (``context.invalfc``) for a bad value; what the filesystem adds.
+        """
+        return False
+
+    def get_tree(self, context: FilesystemContext) -> Superblock:
         """Make or find a superblock whose ``root`` is set; the caller receives a reference to it.
 
-        Raises: EINVAL for an unknown option or a bad value; what the filesystem adds.
+        One that is there already is taken through ``context.reuse``. Raises: what the filesystem
+        adds.
         """
         raise NotImplementedError
+
+    def free_context(self, context: FilesystemContext) -> None:
+        """``context`` is done with: give back what ``fs_private`` holds."""
 
 
 class Superblock(RefCounted):
     """Linux: ``super_block``. Lives while a mount of it does; ``release`` shuts it down.
 
-    Holds one reference on ``root``. ``flags`` carries SB_* (mount(2)'s MS_* values).
+    Holds one reference on ``root``. ``flags`` carries SB_* (mount(2)'s MS_* values). ``mounts`` are
+    its instances, borrowed. ``user_ns`` is whose administrator may reconfigure it; ``nodev``
+    (SB_I_NODEV) says that device nodes on it open nothing, because another one's made them.
     """
 
     __slots__ = (
-        "_next_ino", "block_size", "dcache", "dev", "flags", "magic", "max_bytes", "root",
-        "source", "type", "vfs",
+        "_next_ino", "block_size", "dcache", "dev", "flags", "magic", "max_bytes", "mounts",
+        "nodev", "root", "type", "user_ns", "vfs",
     )  # fmt: skip
 
     def __init__(self, context: FilesystemContext, *, magic: int, dcache: int) -> None:
         self.vfs = context.vfs
         super().__init__(self.vfs.ledger)
         self.type = context.type
-        self.source = context.source
         self.flags = context.flags
+        self.mounts: dict[Mount, None] = {}
+        self.user_ns = context.user_ns
+        self.nodev = context.user_ns is not INITIAL_USER_NAMESPACE
         self.magic = magic
         self.dcache = dcache
         self.dev = self.vfs.allocate_anonymous_dev()
         self.block_size = abi.PAGE_SIZE
         self.max_bytes = abi.MAX_LFS_FILESIZE
-        self.root: Dentry | None = None  # set once by the type's mount()
+        self.root: Dentry | None = None  # set once by the type's get_tree()
         self._next_ino = 1
         self.vfs.superblocks.append(self)
 
@@ -161,13 +131,24 @@ class Superblock(RefCounted):
         """Write back what is dirty (syncfs(2)). Nothing to do where memory is the store."""
 
     def reconfigure(self, context: FilesystemContext) -> None:
-        """Remount with new flags and options; all of them or none.
+        """Take over what the context's parameters ask for; all of it or nothing. ``flags`` are
+        the caller's (``FilesystemContext.reconfigure``).
 
-        Raises: EINVAL for an option this filesystem does not know.
+        Raises: what the filesystem adds.
         """
-        if context.options:
-            raise oserror(errno.EINVAL)
-        self.flags = context.flags
+
+    def has_orphans(self) -> bool:
+        """Linux: ``s_remove_count``: whether files are in use whose last name is gone, which wait
+        to be freed, so that the filesystem cannot become read-only.
+        """
+        return False
+
+    def require_no_writers(self) -> None:
+        """Linux: ``sb_prepare_remount_readonly``. Raises: EBUSY if the filesystem cannot become
+        read-only, because a file is open for writing or waits to be freed.
+        """
+        if self.has_orphans() or any(mount.writers for mount in self.mounts):
+            raise oserror(errno.EBUSY)
 
     def check(self) -> None:
         """Raises InvariantViolation on the first broken rule of the filesystem's own accounting."""
@@ -175,6 +156,18 @@ class Superblock(RefCounted):
     def show_options(self) -> str:
         """The filesystem's own options as mountinfo shows them, ``",size=1024k"`` or ``""``."""
         return ""
+
+    def dname(self, dentry: Dentry) -> bytes | None:
+        """Linux: ``d_dname``: what d_path shows for a ``dentry`` that is in no directory
+        ("anon_inode:[fscontext]"); None: its name.
+        """
+        return None
+
+    def show_path(self, root: Dentry) -> bytes | None:
+        """Linux: ``super_operations.show_path``: what mountinfo shows as the ``root`` of a mount,
+        without escapes; None: the path within the filesystem.
+        """
+        return None
 
     def release(self) -> None:
         """Linux: ``kill_sb``: take the tree apart, evict the inodes, free the device number."""

@@ -9,6 +9,7 @@ from vfs import abi
 from vfs.credentials import CAP_SETFCAP, CAP_SYS_ADMIN
 from vfs.errors import oserror
 from vfs.permission import inode_permission, owner_or_capable
+from vfs.user_namespace import INITIAL_USER_NAMESPACE
 
 if TYPE_CHECKING:
     from vfs.credentials import Credentials
@@ -35,7 +36,7 @@ def xattr_permission(inode: Inode, name: bytes, mask: int, cred: Credentials) ->
     if name.startswith((b"security.", b"system.")):
         return
     if name.startswith(b"trusted."):
-        if not cred.capable(CAP_SYS_ADMIN):
+        if not cred.ns_capable(INITIAL_USER_NAMESPACE, CAP_SYS_ADMIN):
             raise oserror(errno.EPERM if writing else errno.ENODATA)
         return
     if name.startswith(b"user."):
@@ -59,7 +60,7 @@ def _may_change(inode: Inode, name: bytes, cred: Credentials) -> None:
     elif name == b"security.capability":
         cred.require(CAP_SETFCAP)
     elif name.startswith(b"security."):
-        cred.require(CAP_SYS_ADMIN)
+        cred.ns_require(inode.superblock.user_ns, CAP_SYS_ADMIN)
 
 
 def vfs_getxattr(dentry: Dentry, name: bytes, cred: Credentials) -> bytes:
@@ -98,6 +99,6 @@ def vfs_listxattr(dentry: Dentry, cred: Credentials) -> list[bytes]:
     if dentry.inode is None:
         raise oserror(errno.ENOENT)
     names = dentry.inode.listxattr()
-    if cred.capable(CAP_SYS_ADMIN):
+    if cred.ns_capable(INITIAL_USER_NAMESPACE, CAP_SYS_ADMIN):
         return names
     return [name for name in names if not name.startswith(b"trusted.")]

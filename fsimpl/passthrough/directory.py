@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fsimpl.passthrough import oslib
+from fsimpl.passthrough.ioctls import host_ioctl
 from vfs import abi
 from vfs.file import DirectoryEntry, FileDescription
 
 if TYPE_CHECKING:
+    from fsimpl.passthrough.inode import PassthroughInode
     from vfs.credentials import Credentials
     from vfs.dentry import Dentry
     from vfs.mount import Mount
@@ -24,6 +26,7 @@ class PassthroughDirectory(FileDescription):
     """
 
     __slots__ = ("buffer", "chunk", "fd", "index")
+    inode: PassthroughInode
 
     def __init__(
         self, mount: Mount, dentry: Dentry, flags: int, cred: Credentials, fd: int
@@ -82,6 +85,9 @@ class PassthroughDirectory(FileDescription):
             os.fdatasync(self.fd)
         else:
             os.fsync(self.fd)
+
+    def ioctl(self, command: int, argument: bytes | memoryview | int) -> bytes:
+        return host_ioctl(self, command, argument)
 
     def release(self) -> None:
         try:

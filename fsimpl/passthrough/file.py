@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING, ClassVar
 
 from fsimpl.passthrough import oslib
+from fsimpl.passthrough.ioctls import host_ioctl
 from vfs import abi
 from vfs.credentials import CAP_FSETID
 from vfs.errors import oserror
@@ -73,6 +74,8 @@ class PassthroughFile(FileDescription):
                     count = os.pwritev(self.fd, buffers, offset, flags)
         except OverflowError:
             raise oserror(errno.EINVAL) from None
+        if self.inode.superblock.xattrs.capability is not None:
+            self._drop_capability()
         if flags & abi.RWF_APPEND:
             self.inode.grown(os.fstat(self.fd).st_size)
         else:
@@ -88,6 +91,7 @@ class PassthroughFile(FileDescription):
     def fallocate(self, mode: int, offset: int, length: int) -> None:
         with self._as_writer():
             oslib.fallocate(self.fd, mode, offset, length)
+        self._drop_capability()
         self.inode.refresh()
 
     def fsync(self, datasync: bool) -> None:
@@ -118,13 +122,27 @@ class PassthroughFile(FileDescription):
         # Files without a size, as in /proc, copy as nothing; reading them may tell otherwise.
         if not count:
             return None
+        target._drop_capability()
         target.inode.refresh()
         return count
 
     def _as_writer(self) -> Own | Assumed:
         """For ``with``: the identity that decides about set-id bits when content changes."""
-        identity = self.inode.superblock.identity
-        return identity.own if self.keeps_set_id else identity.assume(self.cred)
+        superblock = self.inode.superblock
+        return superblock.identity.own if self.keeps_set_id else superblock.assume(self.cred)
+
+    def _drop_capability(self) -> None:
+        """As ``PassthroughInode.drop_capability``, without the VFS lock."""
+        name = self.inode.superblock.xattrs.capability
+        if name is not None:
+            try:
+                os.removexattr(self.fd, name)
+            except OSError as error:
+                if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+                    raise
+
+    def ioctl(self, command: int, argument: bytes | memoryview | int) -> bytes:
+        return host_ioctl(self, command, argument)
 
     def release(self) -> None:
         try:

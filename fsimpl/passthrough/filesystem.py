@@ -3,98 +3,166 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import os
-import resource
-from collections.abc import Callable
-from typing import TYPE_CHECKING, ParamSpec
+from typing import TYPE_CHECKING
 
 from fsimpl.passthrough import oslib
-from fsimpl.passthrough.handle import HostHandle
+from fsimpl.passthrough.casefold import DEFAULT_TIMEOUT_NS
+from fsimpl.passthrough.descriptors import DescriptorBudget, MountAnchor
+from fsimpl.passthrough.handle import HostHandle, open_link
 from fsimpl.passthrough.identity import HostIdentity
 from fsimpl.passthrough.inode import PassthroughInode, identity_of
+from fsimpl.passthrough.options import (
+    HANDLES_MANDATORY,
+    HANDLES_NEVER,
+    HANDLES_PREFER,
+    PassthroughOptions,
+    split_options,
+)
+from fsimpl.passthrough.xattrs import XattrPolicy
 from vfs import abi
 from vfs.dentry import Dentry
-from vfs.errors import oserror
+from vfs.fs_context import FilesystemContext, Parameter
 from vfs.superblock import (
     DCACHE_REVALIDATE,
-    FilesystemContext,
     FilesystemType,
     Statfs,
     Superblock,
 )
 
 if TYPE_CHECKING:
+    from fsimpl.passthrough.identity import Assumed, Own
+    from vfs.credentials import Credentials
     from vfs.inode import Inode
 
-P = ParamSpec("P")
-
 _ROOT_FLAGS = abi.O_PATH | abi.O_DIRECTORY | abi.O_CLOEXEC
-# How many unused dentries go at once when descriptors run out.
-_RECLAIM_BATCH = 64
 
 
 class PassthroughSuperblock(Superblock):
-    """A directory of the host, mounted. Also keeps the budget of descriptors.
+    """A directory of the host, mounted.
 
     ``inodes`` finds the inode of a file that is known already, by ``identity_of``; an inode is in
-    it until it is evicted. ``stat`` is the statx(2) buffer, for holders of the VFS lock.
-
-    Every inode costs a descriptor. ``ceiling`` is the descriptor number from which on unused
-    dentries are given up for each new inode, so that some are left for sockets and open files; the
-    kernel gives out the lowest free number, so the latest one, ``newest``, tells how full it is.
+    it until it is evicted. ``stat`` is the statx(2) buffer, for holders of the VFS lock. ``budget``
+    keeps the descriptors. ``idmap`` translates ids, if they are translated; ``xattrs`` decides
+    about extended attributes; ``policy`` is for the transport that exports the mount.
+    ``casefold_ns`` is how long a directory's names by lower case are kept; None: case counts.
     """
 
     __slots__ = (
-        "allow_direct_io", "ceiling", "extra_open_flags", "identity", "inodes", "links", "newest",
-        "stat",
+        "_capable_mounts", "anchor", "budget", "casefold_ns", "extra_open_flags", "handles",
+        "identity", "idmap", "inodes", "options", "policy", "stat", "xattrs",
     )  # fmt: skip
 
-    def __init__(self, context: FilesystemContext, root: int, allow_direct_io: bool) -> None:
+    def __init__(
+        self,
+        context: FilesystemContext,
+        root: int,
+        options: PassthroughOptions,
+        budget: DescriptorBudget,
+    ) -> None:
         """``root`` (borrowed) is a descriptor of the shared directory."""
         figures = oslib.fstatfs(root)
-        links = HostHandle.open_links()
+        identity = HostIdentity()
+        budget.open_links()
         super().__init__(context, magic=figures[0], dcache=DCACHE_REVALIDATE)
-        self.links = links
+        self.budget = budget
+        budget.join(self)
         self.block_size = figures[1]
-        self.identity = HostIdentity()
+        self.identity = identity
         self.inodes: dict[bytes, PassthroughInode] = {}
         self.stat = oslib.StatBuffer()
-        self.allow_direct_io = allow_direct_io
-        self.extra_open_flags = abi.O_DIRECT if allow_direct_io else 0
-        self.newest = 0
-        self.ceiling = _descriptor_ceiling()
+        self.options = options
+        self.handles = options.inode_file_handles or HANDLES_PREFER
+        self.anchor: MountAnchor | None = None
+        self._capable_mounts: set[bytes] = set()
+        self.idmap = options.idmap
+        self.xattrs = XattrPolicy(options, self.idmap)
+        self.policy = options.policy
+        self.casefold_ns: int | None = None
+        if options.ascii_casefold:
+            timeout_ns = options.timeout_ns
+            self.casefold_ns = DEFAULT_TIMEOUT_NS if timeout_ns is None else timeout_ns
+        self.extra_open_flags = abi.O_NOATIME
+        self._take_changeable(options)
+
+    def _take_changeable(self, options: PassthroughOptions) -> None:
+        if options.allow_direct_io:
+            self.extra_open_flags |= abi.O_DIRECT
+        if options.preserve_noatime:
+            self.extra_open_flags |= abi.O_NOATIME
+        elif options.preserve_noatime is False:
+            self.extra_open_flags &= ~abi.O_NOATIME
+
+    def find_anchor(self, root: int) -> None:
+        """Have inodes be file handles, as far as they are to be; ``root`` is borrowed.
+
+        Raises: EOPNOTSUPP, EPERM where they must be and cannot.
+        """
+        if self.handles == HANDLES_NEVER:
+            return
+        try:
+            self.anchor = self.budget.anchor_root(root, identity_of(self.stat.of(root))[8:])
+        except OSError as error:
+            if self.handles == HANDLES_MANDATORY:
+                raise
+            if error.errno not in (errno.EOPNOTSUPP, errno.EPERM):
+                raise
+            # Without it nothing on this file system could be opened again; others may be mounted
+            # on it, but they have no better claim.
+            self.handles = HANDLES_NEVER
 
     # Inodes
 
     def adopt(self, fd: int) -> PassthroughInode:
         """The one inode of the file that the O_PATH descriptor ``fd`` (taken over) stands for.
 
-        The caller receives a reference.
+        The caller receives a reference. Raises: EOPNOTSUPP (inode_file_handles=mandatory, and the
+        file has none).
         """
         try:
             raw = self.stat.of(fd)
+            identity = identity_of(raw)
+            known = self.inodes.get(identity)
+            if known is not None:
+                handle = known.handle
+                if handle.fd >= 0:
+                    os.close(fd)
+                elif handle.is_file(fd, b""):
+                    self.budget.give(handle, fd)
+                else:
+                    # It is gone, and another file has its number.
+                    del self.inodes[identity]
+                    known = None
+            if known is None and self.handles == HANDLES_MANDATORY:
+                self._require_file_handle(fd, identity)
         except BaseException:
             os.close(fd)
             raise
-        known = self.inodes.get(identity_of(raw))
         if known is not None:
-            os.close(fd)
             known.update(raw)
             known.get()
             return known
-        inode = PassthroughInode(self, HostHandle(fd, self.links), raw)
-        self.inodes[inode.identity] = inode
-        if fd > self.newest:
-            self.newest = fd
+        is_dir = int.from_bytes(raw[28:30], "little") & abi.S_IFMT == abi.S_IFDIR
+        handle = HostHandle(fd, identity[8:], self.budget, is_dir)
+        inode = PassthroughInode(self, handle, raw)
+        self.inodes[identity] = inode
+        self.budget.add(handle, self.handles != HANDLES_NEVER)
         return inode
+
+    def _require_file_handle(self, fd: int, identity: bytes) -> None:
+        mount = identity[8:]
+        if mount not in self._capable_mounts:
+            oslib.name_to_handle_at(fd, b"")
+            self._capable_mounts.add(mount)
 
     def adopt_open(self, fd: int, keep: bool) -> PassthroughInode:
         """As ``adopt``, for a new file that ``fd`` (taken over) has open; ``keep`` leaves it to the
         inode for its first open.
         """
+        budget = self.budget
+        link, flags = b"%d" % fd, abi.O_PATH | abi.O_CLOEXEC
         try:
-            inode = self.adopt(self.with_descriptor(HostHandle.open_path_of, fd, self.links))
+            inode = self.adopt(budget.make(open_link, link, flags, budget.links))
         except BaseException:
             os.close(fd)
             raise
@@ -105,61 +173,29 @@ class PassthroughSuperblock(Superblock):
         return inode
 
     def forget(self, inode: PassthroughInode) -> None:
-        """``inode`` is evicted and closes its descriptor."""
-        del self.inodes[inode.identity]
-        if inode.handle.fd < self.newest:
-            self.newest = inode.handle.fd
-
-    # Descriptors
+        """``inode`` is evicted."""
+        if self.inodes.get(inode.identity) is inode:
+            del self.inodes[inode.identity]
 
     def open_child(self, directory: HostHandle, name: bytes) -> int:
         """``oslib.open_child`` within the budget. Raises: ENFILE."""
-        return self.with_descriptor(oslib.open_child, directory.fd, name)
+        # ``pinned``, in less time.
+        fd = directory.descriptor()
+        directory.pins += 1
+        try:
+            return self.budget.make(oslib.open_child, fd, name)
+        finally:
+            directory.pins -= 1
 
-    def open_handle(self, handle: HostHandle, flags: int) -> int:
-        """``handle.open(flags)`` within the budget. Raises: ENFILE."""
-        while True:
-            fd = self.with_descriptor(handle.open, flags)
-            if fd < self.ceiling:
-                return fd
-            self.ceiling = _descriptor_ceiling()
-            if fd < self.ceiling:
-                return fd
-            os.close(fd)
-            if not self._reclaim():
-                raise oserror(errno.ENFILE)
+    # Identity
 
-    def with_descriptor(self, make: Callable[P, int], *args: P.args, **kwargs: P.kwargs) -> int:
-        """The descriptor that ``make(...)`` gives, after making room for it where that is needed.
+    def assume(self, cred: Credentials) -> Own | Assumed:
+        """``HostIdentity.assume`` of whom the host takes ``cred`` for. Raises: EPERM, EOVERFLOW."""
+        return self.identity.assume(self.host_cred(cred))
 
-        Raises: ENFILE when nothing unused is left to give up; what ``make`` raises.
-        """
-        self.require_descriptor()
-        while True:
-            try:
-                return make(*args, **kwargs)
-            except OSError as error:
-                if error.errno not in (errno.EMFILE, errno.ENFILE):
-                    raise
-            if not self._reclaim():
-                raise oserror(errno.ENFILE)
-
-    def require_descriptor(self) -> None:
-        """Raises: ENFILE if the budget is used up, before anything is changed on the host."""
-        if self.newest < self.ceiling:
-            return
-        self.ceiling = _descriptor_ceiling()
-        if self.newest >= self.ceiling and not self._reclaim():
-            raise oserror(errno.ENFILE)
-
-    def _reclaim(self) -> bool:
-        """Drop the oldest unused names, with their inodes; whether there were any."""
-        dcache = self.vfs.dcache
-        unused = (d for d in dcache.lru if d.superblock is self and d.inode is not None)
-        oldest = list(itertools.islice(unused, _RECLAIM_BATCH))
-        for dentry in oldest:
-            dcache.drop(dentry)
-        return bool(oldest)
+    def host_cred(self, cred: Credentials) -> Credentials:
+        """Whom the host takes ``cred`` for. Raises: EPERM (forbidden), EOVERFLOW."""
+        return cred if self.idmap is None else self.idmap.credentials(cred)
 
     # The superblock's operations
 
@@ -172,7 +208,7 @@ class PassthroughSuperblock(Superblock):
 
     def statfs(self) -> Statfs:
         """The figures of the host file system that the shared directory is on."""
-        figures = oslib.fstatfs(self.root_inode.handle.fd)
+        figures = oslib.fstatfs(self.root_inode.handle.descriptor())
         kind, bsize, blocks, bfree, bavail, files, ffree, fsid, namelen, frsize = figures
         return Statfs(
             kind, bsize, blocks, bfree, bavail, files, ffree, namelen, frsize or bsize, fsid
@@ -180,47 +216,73 @@ class PassthroughSuperblock(Superblock):
 
     def sync(self) -> None:
         """syncfs(2) on the shared directory's file system; not on others mounted inside it."""
-        fd = self.open_handle(self.root_inode.handle, abi.O_RDONLY | abi.O_DIRECTORY)
+        fd = self.budget.open(self.root_inode.handle, abi.O_RDONLY | abi.O_DIRECTORY)
         try:
             oslib.syncfs(fd)
         finally:
             os.close(fd)
 
     def reconfigure(self, context: FilesystemContext) -> None:
-        """Raises: EINVAL. ``allow_direct_io`` counts for files opened from now on."""
-        allow_direct_io = _parse(context) or self.allow_direct_io
-        self.flags = context.flags
-        self.allow_direct_io = allow_direct_io
-        self.extra_open_flags = abi.O_DIRECT if allow_direct_io else 0
+        """``allow_direct_io``, which cannot be taken back, and ``preserve_noatime`` count for files
+        opened from now on. Raises: EINVAL for the others.
+        """
+        options = PassthroughOptions.of(context)
+        options.require_changeable(context, self.options)
+        self._take_changeable(options)
+        self.options.take_shown(options)
 
     def show_options(self) -> str:
-        return ",allow_direct_io" if self.allow_direct_io else ""
+        return self.options.show()
 
     def release(self) -> None:
         super().release()
-        os.close(self.links)
+        if self.anchor is not None:
+            self.budget.leave_anchor(self.anchor)
+        self.budget.leave(self)
 
 
 class PassthroughType(FilesystemType):
     """``passthrough``: ``source`` is a directory of the host, by a path as the process sees it.
 
-    Option ``allow_direct_io``: O_DIRECT is passed to the host; without it, it is ignored. Whoever
-    can mount this type can reach every directory that the process can, so a task that may mount
-    is as trusted as the process.
+    Options are ``PassthroughOptions``'. Whoever can mount this type can reach every directory that
+    the process can, so a task that may mount is as trusted as the process.
     """
 
     name = "passthrough"
 
-    def mount(self, context: FilesystemContext) -> Superblock:
-        """Raises: EINVAL (an unknown option), ENOENT, EACCES, ENOTDIR for a source that is no
-        directory.
+    def __init__(self, links: int | None = None) -> None:
+        """``links``, if given, is a descriptor of /proc/self/fd (borrowed for good), for a process
+        that does not see /proc where it is wont to be.
         """
-        allow_direct_io = _parse(context)
-        root = os.open(context.source, _ROOT_FLAGS)
+        self.budget = DescriptorBudget(links)
+
+    def init_context(self, context: FilesystemContext) -> None:
+        context.fs_private = PassthroughOptions()
+
+    def split_options(self, data: str) -> list[str]:
+        return split_options(data)
+
+    def parse_parameter(self, context: FilesystemContext, parameter: Parameter) -> bool:
+        return PassthroughOptions.of(context).parse(context, parameter)
+
+    def get_tree(self, context: FilesystemContext) -> Superblock:
+        """Raises: EINVAL (no source; options that exclude each other), ENOENT, EACCES, ENOTDIR for
+        a source that is no directory, EOPNOTSUPP, EPERM (inode_file_handles=mandatory, and the host
+        does not let us).
+        """
+        options = PassthroughOptions.of(context)
+        options.finish(context)
+        root = os.open(context.require_source(), _ROOT_FLAGS)
         try:
-            superblock = PassthroughSuperblock(context, root, allow_direct_io)
+            superblock = PassthroughSuperblock(context, root, options, self.budget)
         except BaseException:
             os.close(root)
+            raise
+        try:
+            superblock.find_anchor(root)
+        except BaseException:
+            os.close(root)
+            superblock.put()
             raise
         try:
             superblock.root = Dentry.make_root(superblock, superblock.adopt(root))
@@ -228,19 +290,3 @@ class PassthroughType(FilesystemType):
             superblock.put()
             raise
         return superblock
-
-
-def _parse(context: FilesystemContext) -> bool:
-    """Whether ``allow_direct_io`` is among the options. Raises: EINVAL for any other."""
-    for option in context.options:
-        if option != ("allow_direct_io", None):
-            raise oserror(errno.EINVAL)
-    return bool(context.options)
-
-
-def _descriptor_ceiling() -> int:
-    """Leaves a sixteenth of RLIMIT_NOFILE, and at least 16, to others."""
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if limit == resource.RLIM_INFINITY:
-        return abi.MAX_LFS_FILESIZE
-    return limit - max(16, limit // 16)

@@ -1,43 +1,78 @@
-"""What an inode is on the host: a descriptor, and what can be done to a file through it alone."""
+"""What an inode is on the host: a descriptor, or a file handle to get one by again."""
 
 from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from fsimpl.passthrough import oslib
 from vfs import abi
 from vfs.errors import oserror
+
+if TYPE_CHECKING:
+    from fsimpl.passthrough.descriptors import DescriptorBudget, MountAnchor
 
 
 class HostHandle:
     """An O_PATH descriptor: names a file, whatever becomes of its path, and gives no access to it.
 
     What needs more goes through the descriptor's magic link in /proc/self/fd, which leads to the
-    very file. That directory is itself held open (``links``, borrowed), so it works where /proc is
-    no longer in sight. It is the mounting process's: a child after fork(2) cannot use it.
+    very file. That directory is itself held open (``budget.links``), so it works where /proc is no
+    longer in sight. It is the mounting process's: a child after fork(2) cannot use it.
+
+    ``fd`` is -1 while the handle is parked: the descriptor was given up, and ``file_handle`` (None:
+    not asked for yet; b"": there is none) brings another on the mount that ``anchor`` holds open.
+    ``descriptor`` is how to get at it. One may be given up whenever another is made, but for those
+    of handles that are ``pinned``. ``mount`` tells which host mount the file is on; ``used`` says
+    that it was used of late.
     """
 
-    __slots__ = ("fd", "link", "links")
+    __slots__ = ("anchor", "budget", "fd", "file_handle", "is_dir", "mount", "pins", "used")
 
-    def __init__(self, fd: int, links: int) -> None:
+    def __init__(self, fd: int, mount: bytes, budget: DescriptorBudget, is_dir: bool) -> None:
         """Takes over ``fd``."""
+        self.is_dir = is_dir
         self.fd = fd
-        self.links = links
-        self.link = b"%d" % fd
+        self.mount = mount
+        self.budget = budget
+        self.file_handle: bytes | None = None
+        self.anchor: MountAnchor | None = None
+        self.pins = 0
+        self.used = False
 
-    @staticmethod
-    def open_links() -> int:
-        """The directory of this process's descriptors, for ``links``."""
-        return os.open("/proc/self/fd", abi.O_PATH | abi.O_DIRECTORY | abi.O_CLOEXEC)
+    def descriptor(self) -> int:
+        """The descriptor, until the next one is made. Raises: ESTALE, ENFILE."""
+        fd = self.fd
+        if fd < 0:
+            fd = self.budget.unpark(self)
+        self.used = True
+        return fd
 
-    @staticmethod
-    def open_path_of(fd: int, links: int) -> int:
-        """An O_PATH descriptor of the very file that ``fd`` (borrowed) has open."""
-        return _open(b"%d" % fd, abi.O_PATH | abi.O_CLOEXEC, links)
+    @contextmanager
+    def pinned(self) -> Iterator[int]:
+        """For ``with``: ``descriptor()``, which stays for as long. Raises: ESTALE, ENFILE."""
+        fd = self.descriptor()
+        self.pins += 1
+        try:
+            yield fd
+        finally:
+            self.pins -= 1
+
+    def is_file(self, directory: int, name: bytes) -> bool:
+        """Whether ``name`` is this very file, where its number alone could be another's by now."""
+        try:
+            return oslib.name_to_handle_at(directory, name) == self.file_handle
+        except OSError:
+            return False
 
     def close(self) -> None:
-        os.close(self.fd)
+        self.budget.close(self)
+
+    def _link(self) -> bytes:
+        return b"%d" % self.descriptor()
 
     def open(self, flags: int) -> int:
         """A descriptor for data. ``flags`` are open(2)'s; the process's own rights decide.
@@ -46,49 +81,52 @@ class HostHandle:
         EAGAIN at their end. Opening it waits for a lease to be broken, as open(2) does.
         """
         flags |= abi.O_CLOEXEC | abi.O_NOCTTY
+        link, links = self._link(), self.budget.links
         try:
-            return _open(self.link, flags | abi.O_NONBLOCK, self.links)
+            return open_link(link, flags | abi.O_NONBLOCK, links)
         except BlockingIOError:
-            fd = _open(self.link, flags, self.links)
+            fd = open_link(link, flags, links)
         os.set_blocking(fd, False)
         return fd
 
     def readlink(self) -> bytes:
-        return os.readlink(b"", dir_fd=self.fd)
+        return os.readlink(b"", dir_fd=self.descriptor())
 
     def chmod(self, mode: int) -> None:
         """Raises: EOPNOTSUPP for a symlink."""
-        oslib.fchmodat(self.links, self.link, mode)
+        oslib.fchmodat(self.budget.links, self._link(), mode)
 
     def chown(self, uid: int | None, gid: int | None) -> None:
         oslib.fchownat(
-            self.links,
-            self.link,
+            self.budget.links,
+            self._link(),
             0xFFFFFFFF if uid is None else uid,
             0xFFFFFFFF if gid is None else gid,
         )
 
     def utimens(self, atime: tuple[int, int], mtime: tuple[int, int]) -> None:
-        oslib.utimensat(self.links, self.link, atime, mtime)
+        oslib.utimensat(self.budget.links, self._link(), atime, mtime)
 
     def link_as(self, directory: HostHandle, name: bytes) -> None:
         """Works for O_TMPFILE's files too, and needs no capability."""
-        oslib.linkat(self.links, self.link, directory.fd, name)
+        with self.pinned() as fd:
+            oslib.linkat(self.budget.links, b"%d" % fd, directory.descriptor(), name)
 
     def getxattr(self, name: bytes) -> bytes:
-        return oslib.getxattrat(self.links, self.link, name)
+        return oslib.getxattrat(self.budget.links, self._link(), name)
 
     def setxattr(self, name: bytes, value: bytes, flags: int) -> None:
-        oslib.setxattrat(self.links, self.link, name, value, flags)
+        oslib.setxattrat(self.budget.links, self._link(), name, value, flags)
 
     def removexattr(self, name: bytes) -> None:
-        oslib.removexattrat(self.links, self.link, name)
+        oslib.removexattrat(self.budget.links, self._link(), name)
 
     def listxattr(self) -> list[bytes]:
-        return oslib.listxattrat(self.links, self.link)
+        return oslib.listxattrat(self.budget.links, self._link())
 
 
-def _open(link: bytes, flags: int, links: int) -> int:
+def open_link(link: bytes, flags: int, links: int) -> int:
+    """Open what the descriptor numbered ``link`` stands for, anew; ``links`` is /proc/self/fd."""
     try:
         return os.open(link, flags, dir_fd=links)
     except OSError as error:

@@ -8,6 +8,7 @@ import os
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from fsimpl.passthrough import oslib
+from fsimpl.passthrough.casefold import FoldedNames
 from fsimpl.passthrough.directory import PassthroughDirectory
 from fsimpl.passthrough.file import PassthroughFile
 from fsimpl.passthrough.handle import HostHandle
@@ -35,9 +36,6 @@ _INO = slice(32, 40)
 _DEV_AND_MOUNT = slice(136, 152)
 
 _INODE_FLAGS = abi.FS_IMMUTABLE_FL | abi.FS_APPEND_FL | abi.FS_NODUMP_FL  # as STATX_ATTR_*
-# O_DIRECT asks more of buffers than callers here promise, and is a mount option. O_APPEND is
-# RWF_APPEND at each write, and O_SYNC and O_DSYNC are vfs_write's.
-_OPEN_FLAGS = abi.O_ACCMODE | abi.O_NOATIME
 _NEW_FILE = abi.O_CREAT | abi.O_EXCL | abi.O_NOFOLLOW | abi.O_CLOEXEC
 _TMPFILE = abi.O_TMPFILE | abi.O_RDWR | abi.O_CLOEXEC
 
@@ -63,10 +61,10 @@ class PassthroughInode(Inode):
     says next is news). The handle keeps the file, hence its inode number, alive on the host.
     ``first`` is -1, or a descriptor for the first open: a process that is bound by permissions
     can write to a file that it made read-only (as git does) through the descriptor that made it,
-    and no other.
+    and no other. ``folded`` is a directory's cache of names whatever their case (ascii_casefold).
     """
 
-    __slots__ = ("first", "handle", "identity", "raw")
+    __slots__ = ("first", "folded", "handle", "identity", "raw")
     host_managed: ClassVar[bool] = True
     superblock: PassthroughSuperblock
 
@@ -75,6 +73,7 @@ class PassthroughInode(Inode):
         mode, ino = int.from_bytes(raw[28:30], "little"), int.from_bytes(raw[_INO], "little")
         super().__init__(superblock, mode, ino=ino)
         self.first = -1
+        self.folded: FoldedNames | None = None
         self.handle = handle
         self.identity = identity_of(raw)
         self.raw = b""
@@ -96,6 +95,9 @@ class PassthroughInode(Inode):
             atime, atime_ns, btime, btime_ns, ctime, ctime_ns, mtime, mtime_ns,
             rdev_major, rdev_minor, _dev_major, _dev_minor, _mount,
         ) = _unpack_statx(raw)  # fmt: skip
+        idmap = self.superblock.idmap
+        if idmap is not None:
+            self.uid, self.gid = idmap.owner(self.uid, self.gid)
         self.flags = attributes & _INODE_FLAGS
         self.atime_ns = atime * 1_000_000_000 + atime_ns
         self.btime_ns = btime * 1_000_000_000 + btime_ns
@@ -105,8 +107,13 @@ class PassthroughInode(Inode):
         self.raw = raw
         self.changed()
 
+    @property
+    def host_mount(self) -> bytes:
+        """Which file system and mount of the host the file is on."""
+        return self.identity[8:]
+
     def refresh(self) -> None:
-        raw = self.superblock.stat.of(self.handle.fd)
+        raw = self.superblock.stat.of(self.handle.descriptor())
         if raw != self.raw:
             self._absorb(raw)
 
@@ -132,9 +139,11 @@ class PassthroughInode(Inode):
             self.refresh()
             if cred.fsuid != self.uid and self.mode & abi.S_IRWXG and not self._has_no_acl():
                 identity = self.superblock.identity
-                if identity.can_be(cred):
-                    with identity.assume(cred):
-                        oslib.faccessat2(self.handle.fd, mask)
+                host_cred = self.superblock.host_cred(cred)
+                if identity.can_be(host_cred):
+                    fd = self.handle.descriptor()
+                    with identity.assume(host_cred):
+                        oslib.faccessat2(fd, mask)
                     return
         generic_permission(self, cred, mask)
 
@@ -153,12 +162,18 @@ class PassthroughInode(Inode):
 
         ``ctime_ns`` is the host's to choose.
         """
-        handle = self.handle
+        handle, idmap = self.handle, self.superblock.idmap
+        uid, gid = attributes.uid, attributes.gid
+        if idmap is not None:
+            uid, gid = idmap.host_uid(uid), idmap.host_gid(gid)
+        changes_owner = uid is not None or gid is not None
         try:
             if attributes.size is not None:
                 self._truncate(attributes.size, attributes.file)
-            if attributes.uid is not None or attributes.gid is not None:
-                handle.chown(attributes.uid, attributes.gid)
+            if changes_owner:
+                handle.chown(uid, gid)
+            if changes_owner or attributes.chown or attributes.size is not None:
+                self.drop_capability()
             if attributes.mode is not None:
                 handle.chmod(attributes.mode)
             atime_ns, mtime_ns = attributes.atime_ns, attributes.mtime_ns
@@ -168,6 +183,16 @@ class PassthroughInode(Inode):
         finally:
             self.refresh()
 
+    def drop_capability(self) -> None:
+        """The file changes: its capabilities go, also those that the host does not know as such."""
+        name = self.superblock.xattrs.capability
+        if name is not None:
+            try:
+                self.handle.removexattr(name)
+            except OSError as error:
+                if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+                    raise
+
     def _truncate(self, size: int, file: FileDescription | None) -> None:
         if isinstance(file, PassthroughFile) and file.writable:
             os.ftruncate(file.fd, size)
@@ -176,7 +201,7 @@ class PassthroughInode(Inode):
         # truncate(2) to the size that a file has leaves its times alone; ftruncate(2) would not.
         if size == self.size:
             return
-        fd = self.superblock.open_handle(self.handle, abi.O_WRONLY)
+        fd = self.superblock.budget.open(self.handle, abi.O_WRONLY)
         try:
             os.ftruncate(fd, size)
         finally:
@@ -187,72 +212,138 @@ class PassthroughInode(Inode):
 
     def lookup(self, name: bytes) -> Inode | None:
         _check_name(name)
-        fd = self.superblock.open_child(self.handle, name)
-        return None if fd < 0 else self.superblock.adopt(fd)
+        superblock = self.superblock
+        fd = superblock.open_child(self.handle, name)
+        if fd < 0 and superblock.casefold_ns is not None:
+            real = self._folded_name(name)
+            if real is not None:
+                fd = superblock.open_child(self.handle, real)
+        return None if fd < 0 else superblock.adopt(fd)
+
+    def _names(self) -> FoldedNames:
+        if self.folded is None:
+            assert self.superblock.casefold_ns is not None
+            self.folded = FoldedNames(self.superblock.casefold_ns)
+        return self.folded
+
+    def _folded_name(self, name: bytes) -> bytes | None:
+        """Another spelling of ``name`` that the host has in this directory."""
+        real = self._names().find(name, self.handle, self.superblock.budget)
+        return None if real == name else real
+
+    def _real_name(self, name: bytes) -> bytes:
+        """What the host calls ``name``, which exists."""
+        if self.superblock.casefold_ns is None:
+            return name
+        try:
+            os.lstat(name, dir_fd=self.handle.descriptor())
+        except FileNotFoundError:
+            return self._folded_name(name) or name
+        return name
+
+    def _note_new(self, name: bytes) -> None:
+        if self.folded is not None:
+            self.folded.add(name)
+
+    def _note_gone(self, name: bytes) -> None:
+        if self.folded is not None:
+            self.folded.discard(name)
 
     def revalidate(self, dentry: Dentry) -> bool:
         # A LOOKUP of a known name is this and nothing else: one system call, and no object made
         # but the bytes to compare.
         stat = self.superblock.stat
         inode = cast("PassthroughInode | None", dentry.inode)
-        if _statx(self.handle.fd, dentry.name, _NOFOLLOW, _STATX_WANTED, stat.pointer):
+        handle = self.handle
+        fd = handle.fd
+        if fd < 0:
+            fd = handle.descriptor()
+        else:
+            handle.used = True
+        name = dentry.name
+        if _statx(fd, name, _NOFOLLOW, _STATX_WANTED, stat.pointer):
             if (number := _get_errno()) != errno.ENOENT:
                 raise oserror(number)
-            return inode is None
+            if self.superblock.casefold_ns is None:
+                return inode is None
+            return self._revalidate_folded(dentry)
         if inode is None:
             return False
         raw = stat.view.raw
         if raw != inode.raw:
             if identity_of(raw) != inode.identity:
                 return False
+            if inode.handle.fd < 0 and not inode.handle.is_file(fd, name):
+                return False
             inode._absorb(raw)
         return True
+
+    def _revalidate_folded(self, dentry: Dentry) -> bool:
+        """As ``revalidate``, for a name that the host spells otherwise, if it has it at all."""
+        found = self.lookup(dentry.name)
+        if found is None:
+            return dentry.inode is None
+        found.put()
+        return found is dentry.inode
 
     def create(self, name: bytes, mode: int, cred: Credentials) -> Inode:
         _check_name(name)
         superblock = self.superblock
         keep = self._must_keep(mode)
         flags = _NEW_FILE | (abi.O_RDWR if keep else abi.O_RDONLY)
-        with superblock.identity.assume(cred):
-            fd = superblock.with_descriptor(self._open_new, name, flags, mode)
+        fd = self._make_file(name, flags, mode, cred)
+        self._note_new(name)
         return self._finish_new(superblock.adopt_open(fd, keep), mode)
 
     def tmpfile(self, mode: int, cred: Credentials) -> Inode:
         superblock = self.superblock
-        with superblock.identity.assume(cred):
-            fd = superblock.with_descriptor(self._open_new, b".", _TMPFILE, mode)
+        fd = self._make_file(b".", _TMPFILE, mode, cred)
         return self._finish_new(superblock.adopt_open(fd, self._must_keep(mode)), mode)
 
     def _must_keep(self, mode: int) -> bool:
         """Whether the process could not open for writing again what it makes with ``mode``."""
         return mode & 0o600 != 0o600 and not self.superblock.identity.capable(CAP_DAC_OVERRIDE)
 
-    def _open_new(self, name: bytes, flags: int, mode: int) -> int:
-        return os.open(name, flags, mode & abi.S_IALLUGO, dir_fd=self.handle.fd)
+    def _make_file(self, name: bytes, flags: int, mode: int, cred: Credentials) -> int:
+        with self.handle.pinned() as directory:
+            return self.superblock.budget.make(
+                self._open_new, directory, name, flags, mode & abi.S_IALLUGO, cred
+            )
+
+    def _open_new(
+        self, directory: int, name: bytes, flags: int, mode: int, cred: Credentials
+    ) -> int:
+        # The identity is for the one call: room for the descriptor is made with our own.
+        with self.superblock.assume(cred):
+            return os.open(name, flags, mode, dir_fd=directory)
 
     def mkdir(self, name: bytes, mode: int, cred: Credentials) -> Inode:
         _check_name(name)
-        self.superblock.require_descriptor()
-        with self.superblock.identity.assume(cred):
-            os.mkdir(name, mode & abi.S_IALLUGO, dir_fd=self.handle.fd)
+        superblock = self.superblock
+        superblock.budget.require()
+        with self.handle.pinned() as fd, superblock.assume(cred):
+            os.mkdir(name, mode & abi.S_IALLUGO, dir_fd=fd)
         return self._find_new(name, abi.S_IFDIR | mode & abi.S_IALLUGO)
 
     def mknod(self, name: bytes, mode: int, rdev: int, cred: Credentials) -> Inode:
         _check_name(name)
-        self.superblock.require_descriptor()
-        with self.superblock.identity.assume(cred):
-            os.mknod(name, mode, rdev, dir_fd=self.handle.fd)
+        superblock = self.superblock
+        superblock.budget.require()
+        with self.handle.pinned() as fd, superblock.assume(cred):
+            os.mknod(name, mode, rdev, dir_fd=fd)
         return self._find_new(name, mode)
 
     def symlink(self, name: bytes, target: bytes, cred: Credentials) -> Inode:
         _check_name(name)
-        self.superblock.require_descriptor()
-        with self.superblock.identity.assume(cred):
-            os.symlink(target, name, dir_fd=self.handle.fd)
+        superblock = self.superblock
+        superblock.budget.require()
+        with self.handle.pinned() as fd, superblock.assume(cred):
+            os.symlink(target, name, dir_fd=fd)
         return self._find_new(name, abi.S_IFLNK | 0o777)
 
     def _find_new(self, name: bytes, mode: int) -> Inode:
         """The inode of what was just made. Raises: ENOENT, ESTALE if the host changed it since."""
+        self._note_new(name)
         inode = self.lookup(name)
         if inode is None:
             raise oserror(errno.ENOENT, name)
@@ -290,17 +381,28 @@ class PassthroughInode(Inode):
         _check_name(name)
         assert isinstance(inode, PassthroughInode)
         inode.handle.link_as(self.handle, name)
+        self._note_new(name)
         inode.refresh()
 
     def unlink(self, name: bytes, inode: Inode) -> None:
         _check_name(name)
-        os.unlink(name, dir_fd=self.handle.fd)
-        inode.refresh()
+        assert isinstance(inode, PassthroughInode)
+        # A descriptor of the file, because by its file handle it could not be found afterwards.
+        with inode.handle.pinned():
+            real = self._real_name(name)
+            os.unlink(real, dir_fd=self.handle.descriptor())
+            self._note_gone(real)
+            inode.refresh()
 
     def rmdir(self, name: bytes, inode: Inode) -> None:
         _check_name(name)
-        os.rmdir(name, dir_fd=self.handle.fd)
-        inode.refresh()
+        assert isinstance(inode, PassthroughInode)
+        # A descriptor of the file, because by its file handle it could not be found afterwards.
+        with inode.handle.pinned():
+            real = self._real_name(name)
+            os.rmdir(real, dir_fd=self.handle.descriptor())
+            self._note_gone(real)
+            inode.refresh()
 
     def rename(
         self,
@@ -315,21 +417,31 @@ class PassthroughInode(Inode):
         _check_name(name)
         _check_name(new_name)
         assert isinstance(new_dir, PassthroughInode)
-        old_fd, new_fd = self.handle.fd, new_dir.handle.fd
-        whiteout = None
-        if flags & abi.RENAME_WHITEOUT:
-            # The whiteout is made here, so it is the caller's; moving needs no more than the VFS
-            # has checked.
-            self.superblock.require_descriptor()
-            with self.superblock.identity.assume(cred):
+        assert isinstance(inode, PassthroughInode)
+        assert new_inode is None or isinstance(new_inode, PassthroughInode)
+        with (
+            self.handle.pinned() as old_fd,
+            new_dir.handle.pinned() as new_fd,
+            inode.handle.pinned() if new_inode is None else new_inode.handle.pinned(),
+        ):
+            name = self._real_name(name)
+            if new_inode is not None:
+                new_name = new_dir._real_name(new_name)
+            if flags & abi.RENAME_WHITEOUT:
+                # The whiteout is made here, so it is the caller's; moving needs no more than the
+                # VFS has checked.
+                self.superblock.budget.require()
+                with self.superblock.assume(cred):
+                    oslib.renameat2(old_fd, name, new_fd, new_name, flags)
+            else:
                 oslib.renameat2(old_fd, name, new_fd, new_name, flags)
-            whiteout = self._find_new(name, abi.S_IFCHR)
-        else:
-            oslib.renameat2(old_fd, name, new_fd, new_name, flags)
-        inode.refresh()
-        if new_inode is not None:
-            new_inode.refresh()
-        return whiteout
+            if not flags & (abi.RENAME_WHITEOUT | abi.RENAME_EXCHANGE):
+                self._note_gone(name)
+            new_dir._note_new(new_name)
+            inode.refresh()
+            if new_inode is not None:
+                new_inode.refresh()
+        return self._find_new(name, abi.S_IFCHR) if flags & abi.RENAME_WHITEOUT else None
 
     # Symlinks
 
@@ -347,35 +459,36 @@ class PassthroughInode(Inode):
         """
         superblock = self.superblock
         quiet = (mount.flags | superblock.flags) & (abi.MS_NOATIME | abi.MS_RDONLY)
-        host_flags = flags & (_OPEN_FLAGS | superblock.extra_open_flags)
+        # O_APPEND is RWF_APPEND at each write, and O_SYNC and O_DSYNC are vfs_write's.
+        host_flags = flags & (abi.O_ACCMODE | superblock.extra_open_flags)
         if quiet and superblock.identity.capable(CAP_FOWNER):
             host_flags |= abi.O_NOATIME
         if self.is_regular:
             fd, self.first = self.first, -1
             if fd < 0:
-                fd = superblock.open_handle(self.handle, host_flags)
+                fd = superblock.budget.open(self.handle, host_flags)
             return _describe(PassthroughFile, fd, mount, dentry, flags, cred)
         if self.is_dir:
             host_flags = host_flags & abi.O_NOATIME | abi.O_DIRECTORY
-            fd = superblock.open_handle(self.handle, host_flags)
+            fd = superblock.budget.open(self.handle, host_flags)
             return _describe(PassthroughDirectory, fd, mount, dentry, flags, cred)
         raise oserror(errno.ENXIO)
 
     # Extended attributes
 
     def getxattr(self, name: bytes) -> bytes:
-        return self.handle.getxattr(name)
+        return self.superblock.xattrs.get(self.handle, name)
 
     def setxattr(self, name: bytes, value: bytes, flags: int) -> None:
-        self.handle.setxattr(name, value, flags)
+        self.superblock.xattrs.set(self.handle, name, value, flags)
         self.refresh()
 
     def removexattr(self, name: bytes) -> None:
-        self.handle.removexattr(name)
+        self.superblock.xattrs.remove(self.handle, name)
         self.refresh()
 
     def listxattr(self) -> list[bytes]:
-        return self.handle.listxattr()
+        return self.superblock.xattrs.list(self.handle)
 
 
 def _timespec(time_ns: int | None, touch: bool) -> tuple[int, int]:

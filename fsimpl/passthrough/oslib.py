@@ -47,10 +47,13 @@ _syscall.restype = c_long
 _fchmodat = _function("fchmodat", c_int, c_char_p, c_uint, c_int)
 _fchownat = _function("fchownat", c_int, c_char_p, c_uint, c_uint, c_int)
 _linkat = _function("linkat", c_int, c_char_p, c_int, c_char_p, c_int)
+_name_to_handle_at = _function("name_to_handle_at", c_int, c_char_p, c_void_p, c_void_p, c_int)
+_open_by_handle_at = _function("open_by_handle_at", c_int, c_void_p, c_int)
 _renameat2 = _function("renameat2", c_int, c_char_p, c_int, c_char_p, c_uint)
 _utimensat = _function("utimensat", c_int, c_char_p, c_char_p, c_int)
 _fallocate = _function("fallocate64", c_int, c_int, c_int64, c_int64)
 _fstatfs = _function("fstatfs64", c_int, c_void_p)
+_ioctl = _function("ioctl", c_int, ctypes.c_ulong, c_void_p)
 _syncfs = _function("syncfs", c_int)
 _getdents64 = _function("getdents64", c_int, c_void_p, c_size_t)
 _getdents64.restype = c_long
@@ -142,6 +145,35 @@ def faccessat2(fd: int, mask: int) -> None:
     call(_syscall, _SYS_FACCESSAT2, fd, b"", mask, abi.AT_EACCESS | abi.AT_EMPTY_PATH)
 
 
+# File handles: who a file is to its file system, for as long as the file exists
+
+_FILE_HANDLE: Final = struct.Struct("=Ii")  # handle_bytes, handle_type; the handle follows
+_MAX_HANDLE_SZ: Final = 128
+
+
+def name_to_handle_at(directory: int, name: bytes) -> bytes:
+    """The file handle (struct file_handle, as long as it needs be) of ``name``, itself if it is a
+    symlink; of what ``directory`` stands for if ``name`` is empty.
+
+    Raises: EOPNOTSUPP where files cannot be found again by a handle; ENOENT.
+    """
+    buffer = ctypes.create_string_buffer(_FILE_HANDLE.size + _MAX_HANDLE_SZ)
+    _FILE_HANDLE.pack_into(buffer, 0, _MAX_HANDLE_SZ, 0)
+    mount = c_int()
+    flags = 0 if name else abi.AT_EMPTY_PATH
+    call(_name_to_handle_at, directory, name, buffer, ctypes.byref(mount), flags)
+    return buffer.raw[: _FILE_HANDLE.size + _FILE_HANDLE.unpack_from(buffer)[0]]
+
+
+def open_by_handle_at(mount: int, handle: bytes) -> int:
+    """An O_PATH descriptor of the file that ``handle`` names. ``mount`` has some file or directory
+    of its file system open, and not with O_PATH.
+
+    Raises: ESTALE (there is no such file any more), EPERM (without CAP_DAC_READ_SEARCH).
+    """
+    return call(_open_by_handle_at, mount, ctypes.create_string_buffer(handle), _PATH_FLAGS)
+
+
 # Changing attributes of what ``directory/name``, followed, leads to
 
 
@@ -231,6 +263,12 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
 
 def syncfs(fd: int) -> None:
     call(_syncfs, fd)
+
+
+def ioctl(fd: int, command: int, buffer: bytearray) -> None:
+    """``command`` with ``buffer`` to read from and write to, which is as long as it needs be."""
+    view = (ctypes.c_char * len(buffer)).from_buffer(buffer)
+    call(_ioctl, fd, command, ctypes.addressof(view))
 
 
 # f_type, f_bsize, f_blocks, f_bfree, f_bavail, f_files, f_ffree, f_fsid, f_namelen, f_frsize

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 
 from fsimpl.tmpfs.directory import TmpfsDirectory
@@ -11,10 +10,10 @@ from fsimpl.tmpfs.limits import Limit
 from fsimpl.tmpfs.options import INODE_SPACE, TmpfsOptions
 from vfs import abi
 from vfs.dentry import Dentry
-from vfs.errors import InvariantViolation, oserror
+from vfs.errors import InvariantViolation
+from vfs.fs_context import FilesystemContext, Parameter
 from vfs.superblock import (
     DCACHE_PINNED,
-    FilesystemContext,
     FilesystemType,
     Statfs,
     Superblock,
@@ -31,17 +30,21 @@ class TmpfsType(FilesystemType):
     """
 
     name = "tmpfs"
+    userns_mount = True
 
     def __init__(self, ram_pages: int | None = None) -> None:
         self.ram_pages = os.sysconf("SC_PHYS_PAGES") if ram_pages is None else ram_pages
 
-    def mount(self, context: FilesystemContext) -> Superblock:
-        """Linux: ``shmem_fill_super``. The root belongs to the mounting user, unless options say.
+    def init_context(self, context: FilesystemContext) -> None:
+        """Linux: ``shmem_init_fs_context``."""
+        context.fs_private = TmpfsOptions(self.ram_pages)
 
-        Raises: EINVAL for an unknown option or a bad value.
-        """
-        options = TmpfsOptions.parse(context.options, self.ram_pages)
-        return TmpfsSuperblock(context, options, self.ram_pages)
+    def parse_parameter(self, context: FilesystemContext, parameter: Parameter) -> bool:
+        return TmpfsOptions.of(context).parse(context, parameter)
+
+    def get_tree(self, context: FilesystemContext) -> Superblock:
+        """Linux: ``shmem_fill_super``. The root is the mounting user's, unless options say."""
+        return TmpfsSuperblock(context, TmpfsOptions.of(context))
 
 
 class TmpfsSuperblock(Superblock):
@@ -56,9 +59,9 @@ class TmpfsSuperblock(Superblock):
         "root_mode", "root_uid",
     )  # fmt: skip
 
-    def __init__(self, context: FilesystemContext, options: TmpfsOptions, ram_pages: int) -> None:
+    def __init__(self, context: FilesystemContext, options: TmpfsOptions) -> None:
         super().__init__(context, magic=abi.TMPFS_MAGIC, dcache=DCACHE_PINNED)
-        self.ram_pages = ram_pages
+        self.ram_pages = ram_pages = options.ram_pages
         self.blocks = Limit(ram_pages // 2 if options.blocks is None else options.blocks)
         max_inodes = ram_pages // 2 if options.inodes is None else options.inodes
         self.ispace = Limit(max_inodes * INODE_SPACE)
@@ -92,14 +95,19 @@ class TmpfsSuperblock(Superblock):
 
         Raises: EINVAL.
         """
-        options = TmpfsOptions.parse(context.options, self.ram_pages)
+        options = TmpfsOptions.of(context)
         blocks, ispace = self.blocks, self.ispace
         new_ispace = None if options.inodes is None else options.inodes * INODE_SPACE
-        for limit, asked in ((blocks, options.blocks), (ispace, new_ispace)):
-            if asked and (not limit.maximum or asked < limit.used):
-                raise oserror(errno.EINVAL)
+        for limit, asked, things, too_low in (
+            (blocks, options.blocks, "size", "Too small a size"),
+            (ispace, new_ispace, "inodes", "Too few inodes"),
+        ):
+            if asked and not limit.maximum:
+                raise context.invalfc(f"Cannot retroactively limit {things}")
+            if asked and asked < limit.used:
+                raise context.invalfc(f"{too_low} for current use")
         if options.noswap and not self.noswap:
-            raise oserror(errno.EINVAL)
+            raise context.invalfc("Cannot disable swap on remount")
         if options.blocks is not None:
             blocks.maximum = options.blocks
         if new_ispace is not None:
@@ -108,7 +116,9 @@ class TmpfsSuperblock(Superblock):
             self.huge = options.huge
         if options.inode64 is not None:
             self.inode64 = options.inode64
-        self.flags = context.flags
+
+    def has_orphans(self) -> bool:
+        return any(not inode.nlink for inode in self.inodes)
 
     def show_options(self) -> str:
         """Linux: ``shmem_show_options``: what differs from the defaults, in the kernel's order."""

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import errno
-import re
-from collections.abc import Iterable
 from typing import Final
 
 from fsimpl.tmpfs.store import PAGE_SHIFT, PAGE_SIZE
-from vfs.errors import oserror
+from vfs.credentials import CAP_SYS_ADMIN
+from vfs.fs_context import FilesystemContext, Parameter
+from vfs.fs_parser import (
+    bad_value,
+    leading_number,
+    parse_enum,
+    parse_flag,
+    parse_id,
+    parse_string,
+    parse_u32,
+)
+from vfs.user_namespace import INITIAL_USER_NAMESPACE
 
 INODE_SPACE: Final = 1024  # bytes of "inode space" an inode costs. Linux: BOGO_INODE_SIZE
 _U64: Final = (1 << 64) - 1
 _LONG_MAX: Final = (1 << 63) - 1
 _HUGE: Final = ("never", "always", "within_size", "advise")
-_NUMBER = re.compile(r"0[xX](?P<hex>[0-9a-fA-F]+)|(?P<octal>0[0-7]*)|(?P<decimal>[1-9][0-9]*)|")
-
-
-def _leading_number(text: str) -> tuple[int, str]:
-    """A number in C's notation (0 if there is none), and what follows it."""
-    match = _NUMBER.match(text)
-    assert match is not None
-    digits, base = match["hex"], 16
-    if match["octal"] is not None:
-        digits, base = match["octal"], 8
-    elif match["decimal"] is not None:
-        digits, base = match["decimal"], 10
-    return (int(digits, base) if digits else 0), text[match.end() :]
 
 
 def memparse(text: str) -> tuple[int, str]:
@@ -34,34 +29,24 @@ def memparse(text: str) -> tuple[int, str]:
 
     Too large a number wraps at 64 bits, as there.
     """
-    value, rest = _leading_number(text)
+    value, rest = leading_number(text)
     power = "KMGTPE".find(rest[:1].upper()) + 1 if rest[:1].isascii() and rest else 0
     return value << 10 * power & _U64, rest[1:] if power else rest
 
 
-def _unsigned(text: str, octal: bool) -> int:
-    """Linux: ``kstrtouint``, which forgives a plus sign and a final newline. Raises: EINVAL."""
-    digits = text.removeprefix("+").removesuffix("\n")
-    if octal:
-        value, rest = (int(digits, 8), "") if re.fullmatch("[0-7]+", digits) else (0, "?")
-    else:
-        value, rest = _leading_number(digits)
-        rest = rest if digits else "?"
-    if rest or value >= 1 << 32:
-        raise oserror(errno.EINVAL)
-    return value
-
-
 class TmpfsOptions:
-    """Linux: ``shmem_options``. What was asked for; None where nothing was.
+    """Linux: ``shmem_options``, a context's ``fs_private``. What was asked for; None where nothing
+    was.
 
     ``blocks`` and ``inodes`` are limits, 0 for none; ``huge`` and ``inode64`` are accepted and
     shown, and change nothing: there are no huge pages here, and inode numbers never wrap.
+    ``ram_pages`` is what ``size=...%`` is a part of.
     """
 
-    __slots__ = ("blocks", "gid", "huge", "inode64", "inodes", "mode", "noswap", "uid")
+    __slots__ = ("blocks", "gid", "huge", "inode64", "inodes", "mode", "noswap", "ram_pages", "uid")
 
-    def __init__(self) -> None:
+    def __init__(self, ram_pages: int) -> None:
+        self.ram_pages = ram_pages
         self.blocks: int | None = None
         self.inodes: int | None = None
         self.mode: int | None = None
@@ -71,56 +56,59 @@ class TmpfsOptions:
         self.inode64: bool | None = None
         self.noswap = False
 
-    @classmethod
-    def parse(cls, options: Iterable[tuple[str, str | None]], ram_pages: int) -> TmpfsOptions:
-        """``ram_pages`` is what ``size=...%`` is a part of.
+    @staticmethod
+    def of(context: FilesystemContext) -> TmpfsOptions:
+        """The options in ``context``."""
+        assert isinstance(context.fs_private, TmpfsOptions)
+        return context.fs_private
 
-        Raises: EINVAL for an unknown option, a bad value, a missing one or one too many.
+    def parse(self, context: FilesystemContext, parameter: Parameter) -> bool:
+        """Take ``parameter``; False for one that tmpfs does not know.
+
+        Raises: EINVAL for a bad value, a missing one or one too many; for noswap without
+        CAP_SYS_ADMIN in the initial user namespace.
         """
-        parsed = cls()
-        for key, value in options:
-            if key in ("inode32", "inode64", "noswap"):
-                if value is not None:
-                    raise oserror(errno.EINVAL)
-                if key == "noswap":
-                    parsed.noswap = True
-                else:
-                    parsed.inode64 = key == "inode64"
-                continue
-            if not value:
-                raise oserror(errno.EINVAL)
-            parsed._parse_value(key, value, ram_pages)
-        return parsed
-
-    def _parse_value(self, key: str, value: str, ram_pages: int) -> None:
-        if key == "size":
-            size, rest = memparse(value)
-            if rest.startswith("%"):
-                size = ((size << PAGE_SHIFT) * ram_pages & _U64) // 100
-                rest = rest[1:]
-            # DIV_ROUND_UP in 64 bits: 2^64 - 1 is 0, and that is no limit.
-            self.blocks = (size + PAGE_SIZE - 1 & _U64) >> PAGE_SHIFT
-        elif key == "nr_blocks":
-            self.blocks, rest = memparse(value)
-            if self.blocks > _LONG_MAX:
-                raise oserror(errno.EINVAL)
-        elif key == "nr_inodes":
-            self.inodes, rest = memparse(value)
-            if self.inodes > _U64 // INODE_SPACE:
-                raise oserror(errno.EINVAL)
+        key = parameter.key
+        if key in ("inode32", "inode64"):
+            parse_flag(context, parameter)
+            self.inode64 = key == "inode64"
+        elif key == "noswap":
+            parse_flag(context, parameter)
+            if not context.cred.ns_capable(INITIAL_USER_NAMESPACE, CAP_SYS_ADMIN):
+                raise context.invalfc("Turning off swap in unprivileged tmpfs mounts unsupported")
+            self.noswap = True
         elif key == "mode":
-            self.mode, rest = _unsigned(value, octal=True) & 0o7777, ""
-        elif key in ("uid", "gid"):
-            number, rest = _unsigned(value, octal=False), ""
-            if number == (1 << 32) - 1:
-                raise oserror(errno.EINVAL)
-            if key == "uid":
-                self.uid = number
-            else:
-                self.gid = number
-        elif key == "huge" and value in _HUGE:
-            self.huge, rest = value, ""
+            self.mode = parse_u32(context, parameter, octal=True) & 0o7777
+        elif key == "uid":
+            self.uid = parse_id(context, parameter)
+        elif key == "gid":
+            self.gid = parse_id(context, parameter)
+        elif key == "huge":
+            self.huge = parse_enum(context, parameter, _HUGE)
+        elif key in ("size", "nr_blocks", "nr_inodes"):
+            if not self._parse_limit(key, parse_string(context, parameter)):
+                raise bad_value(context, parameter)
         else:
-            raise oserror(errno.EINVAL)
+            return False
+        return True
+
+    def _parse_limit(self, key: str, text: str) -> bool:
+        """Whether ``text`` is a limit, which is then the one for ``key``."""
+        number, rest = memparse(text)
+        if key == "size" and rest.startswith("%"):
+            number = ((number << PAGE_SHIFT) * self.ram_pages & _U64) // 100
+            rest = rest[1:]
         if rest:
-            raise oserror(errno.EINVAL)
+            return False
+        if key == "size":
+            # DIV_ROUND_UP in 64 bits: 2^64 - 1 is 0, and that is no limit.
+            self.blocks = (number + PAGE_SIZE - 1 & _U64) >> PAGE_SHIFT
+        elif key == "nr_blocks":
+            if number > _LONG_MAX:
+                return False
+            self.blocks = number
+        else:
+            if number > _U64 // INODE_SPACE:
+                return False
+            self.inodes = number
+        return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import os
 import signal
@@ -9,13 +10,14 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from harness.cli import demo, guest, mount, serve
 from harness.cli.daemon import DaemonDied
 from harness.cli.options import Parser, Terminated, one_line
 from harness.errors import UsageError
 from harness.fuse.host_mount import HostMountError
 from harness.guest.errors import GuestError, GuestUnavailable
 
+COMMANDS: Final = ("guest", "mount", "serve", "demo", "test")
+"""Modules beside this one, in the order of `dentry --help`."""
 EXIT_USAGE: Final = 2
 EXIT_GUEST: Final = 125
 """The guest or its daemon failed, and not the command. As container tools have it."""
@@ -25,12 +27,21 @@ _SIGNALLED: Final = 128
 
 def run(argv: Sequence[str] | None) -> int:
     """Run `argv`, by default the process's own; return the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None and os.path.basename(sys.argv[0]) == "virtiofsd":
+        # Started as `virtiofsd`, through a link, by something that knows virtiofsd only.
+        words.insert(0, "virtiofsd")
     parser = Parser(prog="dentry", description="A Linux VFS in Python that real kernels mount.")
     parser.add_argument("--version", action="version", version=f"dentry {_version()}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (guest, mount, serve, demo):
-        command.add_parser(subparsers)
-    arguments = parser.parse_args(argv)
+    # Imports are most of what a short command takes, so only those of the one that is wanted.
+    for name in words[:1] if words[:1] and words[0] in COMMANDS else COMMANDS:
+        importlib.import_module(f"harness.cli.{name}").add_parser(subparsers)
+    for subparser in subparsers.choices.values():
+        subparser.set_defaults(parser=subparser)
+    arguments, unknown = parser.parse_known_args(words)
+    if unknown:
+        arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         return int(arguments.run(arguments))
     except (UsageError, HostMountError, GuestUnavailable) as error:

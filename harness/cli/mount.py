@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
         permissions = options.default_permissions
         server = FuseServer(tree.vfs, tree.root, default_permissions=permissions)
         mount = FuseMount(arguments.mountpoint, server, options=options, readers=arguments.readers)
-        server.notify = mount.send_notify
+        server.notify = mount.post_notify
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: mount.stop())
         with mount:

@@ -30,10 +30,14 @@ comma is quoted as a whole: "src=/a,b". Without a mount at dst=/ the root is a t
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line: what is wrong, and where to look."""
+    """An ArgumentParser whose errors are one line: what is wrong, and where to look.
+
+    Their status is 2, or the default `usage_status` of a subcommand whose 2 is somebody else's.
+    """
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {one_line(message)} (see {self.prog} --help)\n")
+        status = self.get_default("usage_status") or 2
+        self.exit(status, f"{self.prog}: {one_line(message)} (see {self.prog} --help)\n")
 
 
 class Terminated(BaseException):
@@ -100,16 +104,18 @@ def configure_logging(level: str) -> None:
     logging.basicConfig(level=level.upper(), format="dentry: %(levelname)s: %(name)s: %(message)s")
 
 
-def prepare_daemon(tree: Tree) -> None:
-    """Let this process hold as many descriptors as it may, and /dev/kmsg of `tree` have its log.
+def prepare_daemon(tree: Tree, *, raise_limit: bool = True) -> None:
+    """Let this process hold as many descriptors as it may, unless its limit has been set already,
+    and /dev/kmsg of `tree` have its log.
 
     A passthrough needs a descriptor for every inode that a client knows. The cycle collector is to
     look rarely, and never at what exists already: dentries and inodes are freed by their counts,
     but a full collection walks them all. Creating 200 000 files took 9.5 s with pauses of up to
     0.6 s with Python's thresholds, 6.7 s and 0.04 s with these, 6.2 s without a collector.
     """
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if raise_limit:
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     logging.getLogger().addHandler(tree.devices.kmsg.handler)
     gc.collect()
     gc.freeze()

@@ -64,6 +64,7 @@ WRITE_OUT: Final = Struct("<II")  # size pad
 FSYNC_IN: Final = Struct("<QII")  # fh fsync_flags pad
 SETXATTR_IN: Final = Struct("<IIII")  # size flags setxattr_flags pad
 SETXATTR_COMPAT_IN: Final = Struct("<II")  # size flags
+SETXATTR_ACL_KILL_SGID: Final = 1  # the client has found that an ACL takes the bit away
 GETXATTR_IN: Final = Struct("<II")  # size pad
 GETXATTR_OUT: Final = Struct("<II")  # size pad
 LK_IN: Final = Struct("<QQQQIIII")  # fh owner start end type pid lk_flags pad
@@ -92,6 +93,7 @@ STATX_IN: Final = Struct("<IIQII")  # getattr_flags reserved fh sx_flags sx_mask
 # attributes_mask | atime btime ctime mtime as (s, ns) | rdev and dev as (major, minor)
 STATX_OUT: Final = Struct("<QII16x IIQIIIHxxQQQQ qIxxxx qIxxxx qIxxxx qIxxxx IIII112x")
 NOTIFY_POLL_WAKEUP_OUT: Final = Struct("<Q")  # kh
+NOTIFY_INVAL_ENTRY_OUT: Final = Struct("<QII")  # parent namelen flags
 
 # INIT flags; those from 32 up travel in flags2.
 ASYNC_READ: Final = 1 << 0
@@ -210,6 +212,8 @@ IOCTL_UNRESTRICTED: Final = 1 << 1
 IOCTL_DIR: Final = 1 << 4
 POLL_SCHEDULE_NOTIFY: Final = 1 << 0
 EXT_GROUPS: Final = 32
+MAX_NR_SECCTX: Final = 31  # an extension of a smaller type: so many labels
+SECCTX: Final = Struct("<II")  # size padding; the name, with its NUL, and the label follow
 
 NOTIFY_POLL: Final = 1
 NOTIFY_INVAL_INODE: Final = 2

@@ -15,6 +15,7 @@ from vfs.abi import (
     FS_IMMUTABLE_FL,
     FS_NODUMP_FL,
     S_IALLUGO,
+    S_ISGID,
     STATX_ATTR_APPEND,
     STATX_ATTR_IMMUTABLE,
     STATX_ATTR_NODUMP,
@@ -203,6 +204,8 @@ def _sized(data: bytes, size: int, reply: Reply) -> int:
 
 def getxattr(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
     node = server.nodes.by_id[header[3]]
+    if server.has_no_xattrs(node.mount.superblock):
+        return -errno.ENOSYS
     size, _ = abi.GETXATTR_IN.unpack_from(body)
     name = name_in(body, 8)
     value = vfs_getxattr(node.dentry, name, server.caller(header, body))
@@ -211,6 +214,8 @@ def getxattr(server: FuseServer, header: Header, body: bytes, reply: Reply) -> i
 
 def listxattr(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
     node = server.nodes.by_id[header[3]]
+    if server.has_no_xattrs(node.mount.superblock):
+        return -errno.ENOSYS
     size, _ = abi.GETXATTR_IN.unpack_from(body)
     names = vfs_listxattr(node.dentry, server.caller(header, body))
     data = b"".join([name + b"\0" for name in names])
@@ -222,6 +227,8 @@ def listxattr(server: FuseServer, header: Header, body: bytes, reply: Reply) -> 
 def setxattr(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
     """FUSE_SETXATTR; its structure is longer with FUSE_SETXATTR_EXT."""
     node = server.nodes.by_id[header[3]]
+    if server.has_no_xattrs(node.mount.superblock):
+        return -errno.ENOSYS
     size, flags = abi.SETXATTR_COMPAT_IN.unpack_from(body)
     start = 16 if server.flags & abi.SETXATTR_EXT else 8
     end = body.find(0, start)
@@ -229,10 +236,18 @@ def setxattr(server: FuseServer, header: Header, body: bytes, reply: Reply) -> i
         return -errno.EINVAL
     cred = server.caller(header, body)
     vfs_setxattr(node.mount, node.dentry, body[start:end], body[end + 1 :], flags, cred)
+    inode = node.inode
+    if start == 16 and abi.SETXATTR_IN.unpack_from(body)[2] & abi.SETXATTR_ACL_KILL_SGID:
+        inode.refresh()
+        if inode.mode & S_ISGID:
+            kept = SetAttributes(mode=inode.mode & S_IALLUGO & ~S_ISGID)
+            vfs_setattr(node.mount, node.dentry, kept, cred)
     return 0
 
 
 def removexattr(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
     node = server.nodes.by_id[header[3]]
+    if server.has_no_xattrs(node.mount.superblock):
+        return -errno.ENOSYS
     vfs_removexattr(node.mount, node.dentry, name_in(body, 0), server.caller(header, body))
     return 0

@@ -10,7 +10,7 @@ import signal
 import struct
 import threading
 import time
-from errno import EBUSY, ECONNABORTED, EINVAL, EIO, ENODEV, ENOENT
+from errno import EBUSY, ECONNABORTED, EINVAL, EIO, ENODEV, ENOENT, ENOTCONN, ENOTDIR
 from queue import SimpleQueue
 from typing import Final, Self
 
@@ -124,6 +124,9 @@ class FuseMount:
         # Between late completions and the closing of the descriptors that they would write to.
         self._late = threading.Lock()
         self._closed = False
+        # What `post_notify` was given and is not sent yet, in order; None at the end.
+        self._posting = threading.Condition(threading.Lock())
+        self._posted: dict[tuple[int, bytes], None] | None = {}
         # Not an Event: a signal handler may put into a SimpleQueue that its thread is reading.
         self._ended: SimpleQueue[None] = SimpleQueue()
 
@@ -145,11 +148,20 @@ class FuseMount:
         Raises:
             HostMountError: in one line, what the host has against it.
         """
-        if self._mount is not None:
-            raise OSError(EBUSY, "mounted already", self.mountpoint)
-        mount = attach(self.mountpoint, self._options)
+        self._require_unmounted()
+        self.serve(attach(self.mountpoint, self._options))
+
+    def serve(self, mount: HostMount) -> None:
+        """Start to serve `mount`, which somebody else has attached, and whose descriptor is ours
+        from now on; as `mount` does.
+        """
+        self._require_unmounted()
         self._mount = mount
+        self._posted = {}
         try:
+            notifier = threading.Thread(target=self._send_posted, name="fuse-notifier", daemon=True)
+            self._threads.append(notifier)
+            notifier.start()
             for index in range(self._num_readers):
                 fd = mount.fd if index == 0 else self._clone(mount.fd)
                 thread = threading.Thread(
@@ -187,6 +199,9 @@ class FuseMount:
         finally:
             watchdog.cancel()
             watchdog.join()
+            with self._posting:
+                self._posted = None
+                self._posting.notify()
             # The number of a connection that has ended can be another's by now, so one that ends
             # by itself is not aborted.
             if not self._join(END_TIMEOUT):
@@ -225,6 +240,17 @@ class FuseMount:
         header = _OUT_HEADER.pack(_OUT_HEADER.size + len(payload), code, 0)
         os.writev(self._attached().fd, (header, payload))
 
+    def post_notify(self, code: int, payload: bytes) -> None:
+        """Have `send_notify` called soon, by a thread that nobody waits for.
+
+        From any thread, under any lock. A message that is still to be sent is not sent twice; one
+        about what the kernel does not know, or when there is no connection, is dropped.
+        """
+        with self._posting:
+            if self._posted is not None:
+                self._posted[code, payload] = None
+                self._posting.notify()
+
     def notify_poll(self, kh: int) -> None:
         """Wake those who poll the file whose POLL request carried `kh`."""
         self.send_notify(NOTIFY_POLL, _POLL_WAKEUP.pack(kh))
@@ -247,6 +273,10 @@ class FuseMount:
                 slot.send(length)
             if len(self._spare) < _SPARE_SLOTS:
                 self._spare.append(slot)
+
+    def _require_unmounted(self) -> None:
+        if self._mount is not None:
+            raise OSError(EBUSY, "mounted already", self.mountpoint)
 
     def _attached(self) -> HostMount:
         if self._mount is None:
@@ -288,6 +318,30 @@ class FuseMount:
             if not orderly:
                 self.abort()
             self.stop()
+
+    def _send_posted(self) -> None:
+        """Send what is posted until the mount is gone.
+
+        A thread of its own: the kernel makes us wait for the inode's lock, whose owner may wait for
+        a reader.
+        """
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        while True:
+            with self._posting:
+                while self._posted is not None and not self._posted:
+                    self._posting.wait()
+                if self._posted is None:
+                    return
+                message = next(iter(self._posted))
+                del self._posted[message]
+            try:
+                self.send_notify(*message)
+            except OSError as error:
+                # What the kernel has never heard of, or has forgotten, need not be dropped.
+                if error.errno not in (ENOENT, ENOTDIR, ENODEV, ENOTCONN, ECONNABORTED):
+                    LOG.warning(
+                        "%s: notification %d: %s", self.mountpoint, message[0], error.strerror
+                    )
 
     def _read_requests(self, fd: int) -> None:
         """Serve requests until the connection ends."""

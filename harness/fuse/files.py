@@ -10,6 +10,7 @@ from harness.fuse.buffers import clip, gather, length_of, scatter, skip
 from harness.fuse.request import answer, room_of
 from vfs.abi import (
     FS_APPEND_FL,
+    O_ACCMODE,
     O_APPEND,
     O_CREAT,
     O_DIRECT,
@@ -17,6 +18,8 @@ from vfs.abi import (
     O_NOCTTY,
     O_NONBLOCK,
     O_PATH,
+    O_RDWR,
+    O_WRONLY,
     POLLERR,
     POLLHUP,
     RWF_APPEND,
@@ -44,19 +47,21 @@ from vfs.operations import (
 
 if TYPE_CHECKING:
     from harness.fuse.buffers import Segments
-    from harness.fuse.nodes import Node
+    from harness.fuse.nodes import MountNodes, Node
     from harness.fuse.request import Header, Reply
     from harness.fuse.server import FuseServer
     from vfs.credentials import Credentials
     from vfs.dentry import Dentry
-    from vfs.mount import Mount
 
 _HEADERS = abi.IN_HEADER_SIZE + abi.WRITE_IN_SIZE
 _OFFSET_MAX: Final = (1 << 63) - 1
 # One request holds the VFS lock for no longer than this many bytes take; the client asks again.
 _COPY_LIMIT: Final = 16 << 20
+# No client asks for more at once, but a chain whose descriptors all name the same pages can claim
+# to have room for more than the reply's header can tell.
+_TRANSFER_LIMIT: Final = abi.MAX_WRITE
 # O_APPEND travels with each WRITE, because pages written back through the same handle have places;
-# O_DIRECT is between the client and its page cache.
+# O_DIRECT is between the client and its page cache, unless the mount's options pass it on.
 _NOT_OURS: Final = O_CREAT | O_EXCL | O_NOCTTY | O_APPEND | O_DIRECT
 
 
@@ -76,7 +81,7 @@ def without_set_id(inode: Inode) -> int | None:
 
 def open_file(
     server: FuseServer,
-    mount: Mount,
+    group: MountNodes,
     dentry: Dentry,
     flags: int,
     open_flags: int,
@@ -84,9 +89,14 @@ def open_file(
     check: bool = True,
 ) -> FileDescription:
     """Open for a client; the caller receives the description. Raises: as ``vfs_open``."""
-    inode = dentry.inode
+    inode, mount = dentry.inode, group.mount
     assert inode is not None
     keep = ~_NOT_OURS
+    if group.policy.direct_io:
+        keep |= O_DIRECT
+    if server.flags & abi.WRITEBACK_CACHE and flags & O_ACCMODE == O_WRONLY:
+        # To write back part of a page the client reads the rest of it.
+        flags = flags & ~O_ACCMODE | O_RDWR
     if inode.flags & FS_APPEND_FL:
         keep |= O_APPEND
     file = vfs_open(mount, dentry, flags & keep & ~O_PATH, cred, check=check)
@@ -111,6 +121,8 @@ def reply_flags(server: FuseServer, node: Node, file: FileDescription) -> int:
     flags = group.policy.file_flags
     if not file.seekable:
         flags |= abi.FOPEN_DIRECT_IO | abi.FOPEN_NONSEEKABLE
+    elif file.generated:
+        flags |= abi.FOPEN_DIRECT_IO
     elif group.keep_unchanged and node.wire is not None and node.wire is node.inode.wire:
         # The client was told these very attributes, and dropped what it had cached for others.
         flags |= abi.FOPEN_KEEP_CACHE
@@ -128,7 +140,7 @@ def open_(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
         return -(errno.EISDIR if node.inode.is_dir else errno.ENXIO)
     flags, open_flags = abi.OPEN_IN.unpack_from(body)
     cred = server.caller(header, body)
-    file = open_file(server, node.mount, node.dentry, flags, open_flags, cred)
+    file = open_file(server, node.group, node.dentry, flags, open_flags, cred)
     fopen = reply_flags(server, node, file)
     return answer(reply, abi.OPEN_OUT, server.handles.add_file(file), fopen, 0)
 
@@ -160,6 +172,7 @@ def flush(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
 def read(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
     """FUSE_READ, straight into the client's buffers."""
     fh, offset, size, _, _, flags, _ = abi.READ_IN.unpack_from(body)
+    size = min(size, _TRANSFER_LIMIT)
     file = server.handles.files[fh]
     segments, out, at = reply
     buffers: Segments
@@ -205,6 +218,9 @@ def write(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
         data = clip(data, size)
     if header[0] != _HEADERS + size:
         return -errno.EINVAL
+    if size > _TRANSFER_LIMIT:
+        size = _TRANSFER_LIMIT
+        data = clip(data, size)
     file = server.handles.files[fh]
     rwf = 0
     if not file.seekable:
@@ -213,22 +229,34 @@ def write(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
         rwf = RWF_APPEND
     elif offset + size > _OFFSET_MAX:
         return -errno.EFBIG
+    if not write_flags & abi.WRITE_KILL_SUIDGID:
+        count = _write(server, file, data, offset, rwf, flags)
+    else:
+        # Held, for another thread may release it while the lock is dropped.
+        with file.get():
+            count = _write(server, file, data, offset, rwf, flags)
+            mode = without_set_id(file.inode) if count >= 0 else None
+            if mode is not None:
+                cred = server.caller(header, body)
+                vfs_setattr(file.mount, file.dentry, SetAttributes(mode=mode), cred)
+    if count < 0:
+        return count
+    abi.WRITE_OUT.pack_into(out, at, count, 0)
+    return 8
+
+
+def _write(
+    server: FuseServer, file: FileDescription, data: Segments, offset: int, rwf: int, flags: int
+) -> int:
+    """The bytes written, or -EAGAIN. Raises: WouldBlock; as ``vfs_write``."""
     try:
         if file.unlocked_io:
-            count = server.unlocked(file, vfs_write, file, data, offset, rwf)
-        else:
-            count = vfs_write(file, data, offset, rwf)
+            return server.unlocked(file, vfs_write, file, data, offset, rwf)
+        return vfs_write(file, data, offset, rwf)
     except WouldBlock:
         if flags & O_NONBLOCK:
             return -errno.EAGAIN
         raise
-    if write_flags & abi.WRITE_KILL_SUIDGID:
-        mode = without_set_id(file.inode)
-        if mode is not None:
-            cred = server.caller(header, body)
-            vfs_setattr(file.mount, file.dentry, SetAttributes(mode=mode), cred)
-    abi.WRITE_OUT.pack_into(out, at, count, 0)
-    return 8
 
 
 def fsync(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:

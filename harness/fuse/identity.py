@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
 
-from harness.fuse.abi import EXT_GROUPS, EXT_HEADER
+from harness.fuse.abi import EXT_GROUPS, EXT_HEADER, MAX_NR_SECCTX, SECCTX
 from vfs.credentials import CAP_FULL_SET, Credentials
 from vfs.errors import oserror
 
@@ -71,6 +72,42 @@ def supplementary_groups(extensions: bytes) -> frozenset[int]:
     Raises: EINVAL for extensions that do not fit.
     """
     groups: frozenset[int] = frozenset()
+    for kind, body in _extensions(extensions):
+        if kind == EXT_GROUPS:
+            count = int.from_bytes(body[:4], "little")
+            if len(body) < 4 or count > (len(body) - 4) // 4:
+                raise oserror(errno.EINVAL)
+            groups = frozenset(memoryview(body)[4 : 4 + 4 * count].cast("I"))
+    return groups
+
+
+def security_contexts(extensions: bytes) -> list[tuple[bytes, bytes]]:
+    """The labels in a request's extensions (FUSE_SECURITY_CTX), as (attribute, value).
+
+    Raises: EINVAL for extensions that do not fit, and for attributes that are no labels.
+    """
+    labels: list[tuple[bytes, bytes]] = []
+    for kind, body in _extensions(extensions):
+        if kind > MAX_NR_SECCTX:
+            continue
+        at = 0
+        for _ in range(kind):
+            if len(body) - at < SECCTX.size:
+                raise oserror(errno.EINVAL)
+            size, _ = SECCTX.unpack_from(body, at)
+            start = at + SECCTX.size
+            end = body.find(0, start)
+            value = body[end + 1 : end + 1 + size]
+            name = body[start:end]
+            if end < 0 or len(value) != size or not name.startswith(b"security."):
+                raise oserror(errno.EINVAL)
+            labels.append((name, value))
+            at = end + 1 + size + 7 & ~7
+    return labels
+
+
+def _extensions(extensions: bytes) -> Iterator[tuple[int, bytes]]:
+    """(type, content) of each. Raises: EINVAL."""
     at = 0
     while at < len(extensions):
         if len(extensions) - at < EXT_HEADER.size:
@@ -78,11 +115,5 @@ def supplementary_groups(extensions: bytes) -> frozenset[int]:
         size, kind = EXT_HEADER.unpack_from(extensions, at)
         if size < EXT_HEADER.size or size > len(extensions) - at:
             raise oserror(errno.EINVAL)
-        if kind == EXT_GROUPS:
-            body = extensions[at + EXT_HEADER.size : at + size]
-            count = int.from_bytes(body[:4], "little")
-            if len(body) < 4 or count > (len(body) - 4) // 4:
-                raise oserror(errno.EINVAL)
-            groups = frozenset(memoryview(body)[4 : 4 + 4 * count].cast("I"))
+        yield kind, extensions[at + EXT_HEADER.size : at + size]
         at += size + 7 & ~7
-    return groups

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from harness.fuse import abi
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from struct import Struct
 
     from harness.fuse.nodes import Node
-    from harness.fuse.request import Header, Reply
+    from harness.fuse.request import Handler, Header, Reply
     from harness.fuse.server import FuseServer
     from vfs.credentials import Credentials
     from vfs.dentry import Dentry
@@ -49,12 +50,67 @@ def two_names_in(body: bytes, start: int) -> tuple[bytes, bytes]:
     return body[start:middle], name_in(body, middle + 1)
 
 
+_Work = Callable[["FuseServer", "Node", "Header", bytes, "Reply"], int]
+
+
+def _in_directory(work: _Work) -> Handler:
+    """A handler of the directory that the request names, held meanwhile.
+
+    What is mounted on a name that goes away is unmounted, and that can be the very mount through
+    which the directory was reached.
+    """
+
+    def handler(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
+        with server.nodes.by_id[header[3]].get() as parent:
+            return work(server, parent, header, body, reply)
+
+    return handler
+
+
 def _named(
     server: FuseServer, header: Header, body: bytes, arguments: Struct
 ) -> tuple[Credentials, bytes]:
     """Who makes something, and the name after ``arguments``. Raises: EINVAL."""
     cred = server.caller(header, body)
     return cred, name_in(server.strip_extensions(header, body), arguments.size)
+
+
+def _umask(server: FuseServer, parent: Node, umask: int) -> int:
+    """What of the caller's ``umask`` is ours to apply: with FUSE_DONT_MASK all of it, unless the
+    directory's default ACL is in its place.
+    """
+    if not umask or not server.flags & abi.DONT_MASK:
+        return 0
+    try:
+        parent.inode.getxattr(b"system.posix_acl_default")
+    except OSError:
+        return umask
+    return 0
+
+
+def _labelled(
+    server: FuseServer,
+    parent: Node,
+    name: bytes | None,
+    dentry: Dentry,
+    header: Header,
+    body: bytes,
+    cred: Credentials,
+) -> Dentry:
+    """``dentry``, new, with the labels that came with the request (FUSE_SECURITY_CTX). Without
+    them it must not be: then ``name``, if it has one, goes again.
+    """
+    inode = dentry.inode
+    assert inode is not None
+    try:
+        for attribute, value in server.security_contexts(header, body):
+            inode.setxattr(attribute, value, 0)
+    except OSError:
+        dentry.put()
+        if name is not None:
+            (vfs_rmdir if inode.is_dir else vfs_unlink)(parent, name, cred)
+        raise
+    return dentry
 
 
 def _reply_entry(server: FuseServer, parent: Node, dentry: Dentry, reply: Reply) -> int:
@@ -77,21 +133,31 @@ def lookup(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int
         inode_permission(parent.inode, server.caller(header, body), X_OK)
     if name == b"." or name == b"..":
         return _lookup_dot(server, parent, name, reply)
-    _, out, at = reply
-    dentry = step(parent.dentry, name)
     group = parent.group
-    if dentry is None:
-        negative_ns = group.policy.negative_ns
-        if not negative_ns:
-            return -errno.ENOENT
-        seconds, nanoseconds = divmod(negative_ns, 10**9)
-        abi.ENTRY_OUT.pack_into(out, at, 0, 0, seconds, 0, nanoseconds, 0, b"")
-        return 128
-    node = nodes.enter_mounted(group, dentry) if dentry.mounted else nodes.enter(group, dentry)
-    wire = node.wire
-    out[at : at + 128] = (
-        node.entry if wire is not None and wire is node.inode.wire else nodes.renew(node)
-    )
+    held = parent.get() if group.asks_again else None
+    try:
+        dentry = step(parent.dentry, name)
+        if dentry is None:
+            return _reply_negative(group.policy.negative_ns, reply)
+        node = nodes.enter_mounted(group, dentry) if dentry.mounted else nodes.enter(group, dentry)
+        wire = node.wire
+        _, out, at = reply
+        out[at : at + 128] = (
+            node.entry if wire is not None and wire is node.inode.wire else nodes.renew(node)
+        )
+    finally:
+        if held is not None:
+            held.put()
+    return 128
+
+
+def _reply_negative(negative_ns: int, reply: Reply) -> int:
+    """There is no such name, which the client may remember for a while."""
+    if not negative_ns:
+        return -errno.ENOENT
+    seconds, nanoseconds = divmod(negative_ns, 10**9)
+    _, out, at = reply
+    abi.ENTRY_OUT.pack_into(out, at, 0, 0, seconds, 0, nanoseconds, 0, b"")
     return 128
 
 
@@ -111,66 +177,74 @@ def _lookup_dot(server: FuseServer, node: Node, name: bytes, reply: Reply) -> in
     return 128
 
 
-def mknod(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
-    parent = server.nodes.by_id[header[3]]
-    mode, rdev, _, _ = abi.MKNOD_IN.unpack_from(body)
+@_in_directory
+def mknod(server: FuseServer, parent: Node, header: Header, body: bytes, reply: Reply) -> int:
+    mode, rdev, umask, _ = abi.MKNOD_IN.unpack_from(body)
     cred, name = _named(server, header, body, abi.MKNOD_IN)
-    return _reply_entry(server, parent, vfs_mknod(parent, name, mode, rdev, cred), reply)
+    umask = _umask(server, parent, umask)
+    dentry = vfs_mknod(parent, name, mode, rdev, cred, umask=umask)
+    dentry = _labelled(server, parent, name, dentry, header, body, cred)
+    return _reply_entry(server, parent, dentry, reply)
 
 
-def mkdir(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
-    parent = server.nodes.by_id[header[3]]
-    mode, _ = abi.MKDIR_IN.unpack_from(body)
+@_in_directory
+def mkdir(server: FuseServer, parent: Node, header: Header, body: bytes, reply: Reply) -> int:
+    mode, umask = abi.MKDIR_IN.unpack_from(body)
     cred, name = _named(server, header, body, abi.MKDIR_IN)
-    return _reply_entry(server, parent, vfs_mkdir(parent, name, mode, cred), reply)
+    dentry = vfs_mkdir(parent, name, mode & ~_umask(server, parent, umask), cred)
+    dentry = _labelled(server, parent, name, dentry, header, body, cred)
+    return _reply_entry(server, parent, dentry, reply)
 
 
-def symlink(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
-    parent = server.nodes.by_id[header[3]]
+@_in_directory
+def symlink(server: FuseServer, parent: Node, header: Header, body: bytes, reply: Reply) -> int:
     cred = server.caller(header, body)
-    names = two_names_in(server.strip_extensions(header, body), 0)
-    return _reply_entry(server, parent, vfs_symlink(parent, *names, cred), reply)
+    name, target = two_names_in(server.strip_extensions(header, body), 0)
+    dentry = vfs_symlink(parent, name, target, cred)
+    dentry = _labelled(server, parent, name, dentry, header, body, cred)
+    return _reply_entry(server, parent, dentry, reply)
 
 
-def link(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
-    by_id = server.nodes.by_id
-    parent = by_id[header[3]]
-    source = by_id[abi.LINK_IN.unpack_from(body)[0]]
+@_in_directory
+def link(server: FuseServer, parent: Node, header: Header, body: bytes, reply: Reply) -> int:
+    source = server.nodes.by_id[abi.LINK_IN.unpack_from(body)[0]]
     name = name_in(body, abi.LINK_IN.size)
     dentry = vfs_link(source, parent, name, server.caller(header, body))
     source.inode.refresh()
     return _reply_entry(server, parent, dentry, reply)
 
 
-def unlink(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
-    parent = server.nodes.by_id[header[3]]
+@_in_directory
+def unlink(server: FuseServer, parent: Node, header: Header, body: bytes, reply: Reply) -> int:
     vfs_unlink(parent, name_in(body, 0), server.caller(header, body))
     return 0
 
 
-def rmdir(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
-    parent = server.nodes.by_id[header[3]]
+@_in_directory
+def rmdir(server: FuseServer, parent: Node, header: Header, body: bytes, reply: Reply) -> int:
     vfs_rmdir(parent, name_in(body, 0), server.caller(header, body))
     return 0
 
 
-def _rename(server: FuseServer, header: Header, body: bytes, start: int, flags: int) -> int:
-    by_id = server.nodes.by_id
-    old_parent = by_id[header[3]]
-    new_parent = by_id[abi.RENAME_IN.unpack_from(body)[0]]
+def _rename(
+    server: FuseServer, old_parent: Node, header: Header, body: bytes, start: int, flags: int
+) -> int:
+    new_parent = server.nodes.by_id[abi.RENAME_IN.unpack_from(body)[0]]
     names = two_names_in(body, start)
     cred = server.caller(header, body)
     vfs_rename(old_parent, names[0], new_parent, names[1], flags, cred)
     return 0
 
 
-def rename(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
-    return _rename(server, header, body, abi.RENAME_IN.size, 0)
+@_in_directory
+def rename(server: FuseServer, parent: Node, header: Header, body: bytes, reply: Reply) -> int:
+    return _rename(server, parent, header, body, abi.RENAME_IN.size, 0)
 
 
-def rename2(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
+@_in_directory
+def rename2(server: FuseServer, parent: Node, header: Header, body: bytes, reply: Reply) -> int:
     _, flags, _ = abi.RENAME2_IN.unpack_from(body)
-    return _rename(server, header, body, abi.RENAME2_IN.size, flags)
+    return _rename(server, parent, header, body, abi.RENAME2_IN.size, flags)
 
 
 def _open_entry(
@@ -186,7 +260,7 @@ def _open_entry(
     """Open ``dentry`` and tell both the entry and the handle; takes over the reference on it."""
     try:
         check = not fresh
-        file = open_file(server, parent.mount, dentry, flags, open_flags, cred, check)
+        file = open_file(server, parent.group, dentry, flags, open_flags, cred, check)
     except BaseException:
         dentry.put()
         raise
@@ -199,31 +273,36 @@ def _open_entry(
     return 144
 
 
-def create(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
+@_in_directory
+def create(server: FuseServer, parent: Node, header: Header, body: bytes, reply: Reply) -> int:
     """FUSE_CREATE: create and open. A file that appeared meanwhile is opened, but for O_EXCL."""
-    parent = server.nodes.by_id[header[3]]
-    flags, mode, _, open_flags = abi.CREATE_IN.unpack_from(body)
+    flags, mode, umask, open_flags = abi.CREATE_IN.unpack_from(body)
     cred, name = _named(server, header, body, abi.CREATE_IN)
     existing = None
     if not flags & O_EXCL and name not in (b"", b".", b"..") and 0x2F not in name:
         existing = step(parent.dentry, name)
     if existing is not None:
         # The client expects a regular file of this very superblock.
-        if existing.mounted or not existing.inode or not existing.inode.is_regular:
+        covered = existing in parent.mount.children
+        if covered or not existing.inode or not existing.inode.is_regular:
             existing.put()
             return -errno.EEXIST
         dentry, fresh = existing, False
     else:
-        dentry, fresh = vfs_create(parent, name, mode & S_IALLUGO, cred), True
+        umask = _umask(server, parent, umask)
+        dentry, fresh = vfs_create(parent, name, mode & S_IALLUGO, cred, umask), True
+        dentry = _labelled(server, parent, name, dentry, header, body, cred)
         flags &= ~O_TRUNC
     return _open_entry(server, parent, dentry, flags, open_flags, fresh, cred, reply)
 
 
-def tmpfile(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
+@_in_directory
+def tmpfile(server: FuseServer, parent: Node, header: Header, body: bytes, reply: Reply) -> int:
     """FUSE_TMPFILE: O_TMPFILE. The name in the request is "/", for nothing."""
-    parent = server.nodes.by_id[header[3]]
     cred = server.caller(header, body)
-    flags, mode, _, open_flags = abi.CREATE_IN.unpack_from(body)
-    dentry = vfs_tmpfile(parent, mode & S_IALLUGO, cred, not flags & O_EXCL)
+    flags, mode, umask, open_flags = abi.CREATE_IN.unpack_from(body)
+    umask = _umask(server, parent, umask)
+    dentry = vfs_tmpfile(parent, mode & S_IALLUGO, cred, not flags & O_EXCL, umask)
+    dentry = _labelled(server, parent, None, dentry, header, body, cred)
     flags &= ~O_TMPFILE
     return _open_entry(server, parent, dentry, flags, open_flags, True, cred, reply)

@@ -3,6 +3,10 @@
 Linux: the server's half of ``fuse_inode``. A node exists while the client's lookup count is above
 zero; FORGET takes it down. A directory's node belongs to its dentry, any other file's to its
 inode, so that hard links share a page cache in the client; both per mount.
+
+What a client merely knows keeps no mount busy, as a cached dentry does not on Linux: the nodes of a
+mount are pinned to it (Linux: ``fs_pin``) and end with it. Their ids then mean nothing any more
+(ESTALE, upon which the client's kernel looks the name up again) until the client forgets them.
 """
 
 from __future__ import annotations
@@ -13,13 +17,14 @@ from struct import Struct
 from typing import TYPE_CHECKING
 
 from harness.fuse import abi
+from harness.fuse.cache import is_host_submount
 from harness.fuse.handles import IdTable
 from vfs.abi import S_IFBLK, S_IFCHR, S_IFDIR, S_IFMT, S_IFREG, major, minor
 from vfs.errors import InvariantViolation
 from vfs.inode import Inode
 from vfs.mount import Mount, VirtualDentry
-from vfs.namei import traverse_mounts
-from vfs.superblock import DCACHE_PINNED
+from vfs.namei import follow_up, traverse_mounts
+from vfs.superblock import DCACHE_PINNED, DCACHE_REVALIDATE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +37,8 @@ _log = logging.getLogger(__name__)
 _U32 = Struct("<I")
 _U64 = Struct("<Q")
 _MASK64 = (1 << 64) - 1
-# Above this bit a unique inode number carries the superblock's index, below it the file's own.
+# Above this bit a unique inode number carries its superblock's minor device number, which no other
+# living one has (0: the root's), below it the file's own.
 _INO_SHIFT = 48
 # A file whose own number does not fit below gets one made of its node id, which has this bit.
 _INO_OF_NODE = 1 << 63
@@ -54,27 +60,44 @@ def pack_attributes(inode: Inode) -> bytes:
 
 
 class MountNodes:
-    """The nodes of one mount, by dentry (directories) or inode, and how they are presented."""
+    """The nodes of one mount, by dentry (directories) or inode, and how they are presented.
+
+    While it has nodes it is in its table, and ``kill`` is one of the mount's pins. ``asks_again``
+    tells that a mere lookup may find a name gone, with what was mounted on it.
+    """
 
     __slots__ = (
-        "attr_ns", "attr_s", "entry_ns", "entry_s", "ino_base", "keep_unchanged", "mount", "nodes",
-        "policy", "unique_inodes",
+        "asks_again", "attr_ns", "attr_s", "entry_ns", "entry_s", "ino_base", "keep_unchanged",
+        "mount", "nodes", "policy", "table", "unique_inodes",
     )  # fmt: skip
 
-    def __init__(self, mount: Mount, policy: CachePolicy, ino_base: int, unique: bool) -> None:
-        """Borrows ``mount``, which every node holds."""
+    def __init__(
+        self,
+        table: NodeTable,
+        mount: Mount,
+        policy: CachePolicy,
+        ino_base: int,
+        unique: bool,
+    ) -> None:
+        """Borrows ``mount``."""
+        self.table = table
         self.mount = mount
         self.nodes: dict[Dentry | Inode, Node] = {}
         self.policy = policy
         self.entry_s, self.entry_ns = divmod(policy.entry_ns, _SECOND_NS)
         self.attr_s, self.attr_ns = divmod(policy.attr_ns, _SECOND_NS)
+        self.asks_again = mount.superblock.dcache == DCACHE_REVALIDATE
         self.keep_unchanged = policy.keep_unchanged and mount.superblock.dcache == DCACHE_PINNED
         self.ino_base = ino_base
         self.unique_inodes = unique
 
+    def kill(self) -> None:
+        """The mount dies."""
+        self.table.end_group(self)
+
 
 class Node(VirtualDentry):
-    """What one node id stands for. Holds one reference on its mount and one on its dentry.
+    """What one node id stands for. Holds a reference on its dentry; the mount outlives it.
 
     ``wire`` is the ``inode.wire`` from which ``entry`` (fuse_entry_out) and ``attr``
     (fuse_attr_out) were packed: while it *is* the inode's, they are current, and the client, who
@@ -85,12 +108,12 @@ class Node(VirtualDentry):
     inode: Inode
 
     def __init__(self, nodeid: int, group: MountNodes, dentry: Dentry, is_device: bool) -> None:
-        """Takes over the caller's reference on ``dentry``, takes its own on the mount."""
+        """Takes over the caller's reference on ``dentry``."""
         assert dentry.inode is not None
         self.nodeid = nodeid
         self.nlookup = 1
         self.group = group
-        self.mount = group.mount.get()
+        self.mount = group.mount
         self.dentry = dentry
         self.inode = dentry.inode
         self.is_device = is_device
@@ -145,11 +168,14 @@ class NodeTable:
     ``submounts`` (negotiated) announces mount points; without it one client superblock covers
     everything, and ``unique_inodes`` keeps inode numbers of different superblocks apart.
     ``generation`` tells sessions apart, because each counts its node ids from 1.
+
+    ``by_id`` has the nodes that requests may name, ``stale`` the lookup counts of those whose mount
+    is gone. Of the mounts only the root's is held, as a task holds that of its root.
     """
 
     __slots__ = (
-        "_next_id", "_policy", "_superblocks", "_underflows", "by_id", "emulate_devices",
-        "generation", "groups", "root", "submounts", "unique_inodes",
+        "_next_id", "_policy", "_underflows", "by_id", "emulate_devices", "generation", "groups",
+        "root", "stale", "submounts", "unique_inodes",
     )  # fmt: skip
 
     def __init__(
@@ -161,8 +187,8 @@ class NodeTable:
         self.unique_inodes = False
         self.generation = 0
         self.by_id = IdTable[Node](errno.ESTALE)
+        self.stale: dict[int, int] = {}
         self.groups: dict[Mount, MountNodes] = {}
-        self._superblocks: dict[Superblock, int] = {}
         self._next_id = abi.ROOT_ID
         self._underflows = 0
         self.root: Node | None = None
@@ -171,16 +197,17 @@ class NodeTable:
         """Start a session: node 1 is ``root``, which is held until ``clear``."""
         self.generation = generation
         dentry = root.dentry.superblock.vfs.dcache.hold(root.dentry)
-        self.root = self.enter(self.group(root.mount), dentry)
+        self.root = self.enter(self.group(root.mount.get()), dentry)
 
     def group(self, mount: Mount) -> MountNodes:
         """The nodes of ``mount``; a new group joins the table with its first node."""
         group = self.groups.get(mount)
         if group is None:
-            superblock = mount.superblock
-            index = self._superblocks.setdefault(superblock, len(self._superblocks))
+            superblock, root = mount.superblock, self.root
+            is_first = root is None or root.mount.superblock is superblock
+            index = 0 if is_first else minor(superblock.dev)
             base = index << _INO_SHIFT & _INO_OF_NODE - 1
-            group = MountNodes(mount, self._policy(superblock), base, self.unique_inodes)
+            group = MountNodes(self, mount, self._policy(superblock), base, self.unique_inodes)
         return group
 
     def enter(self, group: MountNodes, dentry: Dentry) -> Node:
@@ -205,6 +232,7 @@ class NodeTable:
         node = Node(nodeid, group, dentry, is_device)
         if not group.nodes:
             self.groups[group.mount] = group
+            group.mount.pin(group.kill)
         group.nodes[dentry if is_dir else inode] = self.by_id[nodeid] = node
         return node
 
@@ -219,7 +247,7 @@ class NodeTable:
     def enter_mounted(self, group: MountNodes, dentry: Dentry) -> Node:
         """As ``enter``, for a dentry that something may be mounted on: crosses onto it."""
         mount, root = traverse_mounts(group.mount, dentry)
-        if root is dentry:
+        if mount is group.mount:
             return self.enter(group, dentry)
         with dentry:
             assert root.inode is not None
@@ -237,25 +265,43 @@ class NodeTable:
         """Pack ``node`` again; returns its entry."""
         submount = (
             self.submounts
-            and node.dentry is node.mount.root
             and node is not self.root
             and node.inode.is_dir
+            and (node.dentry is node.mount.root or is_host_submount(node.dentry))
         )
         return node.renew(self.generation, submount)
+
+    def name_of(self, mount: Mount, mountpoint: Dentry) -> tuple[int, bytes] | None:
+        """Under which name the client sees what is mounted there: its directory's node id, and it.
+
+        None if the client does not know the directory, or sees the place under no name.
+        """
+        root = self.root
+        assert root is not None
+        mount, dentry = follow_up(mount, mountpoint, root)
+        if dentry is mount.root or root.same(VirtualDentry(mount, dentry)):
+            return None
+        group = self.groups.get(mount)
+        node = None if group is None else group.nodes.get(dentry.parent)
+        return None if node is None else (node.nodeid, dentry.name)
 
     def forget(self, nodeid: int, nlookup: int) -> None:
         """Take ``nlookup`` lookups back. More than were given is the client's error: clamped."""
         node = self.by_id.get(nodeid)
-        if node is None or nlookup > node.nlookup - (node is self.root):
+        given = self.stale.get(nodeid, 0) if node is None else node.nlookup - (node is self.root)
+        if nlookup > given or (not given and node is None):
             self._underflows += 1
             if self._underflows == 1:
                 _log.warning("FORGET of %d lookups of node %d: never given", nlookup, nodeid)
-            if node is None:
-                return
-            nlookup = node.nlookup - (node is self.root)
-        node.nlookup -= nlookup
-        if not node.nlookup:
-            self._drop(node)
+            nlookup = given
+        if node is not None:
+            node.nlookup -= nlookup
+            if not node.nlookup:
+                self._drop(node)
+        elif given > nlookup:
+            self.stale[nodeid] = given - nlookup
+        elif given:
+            del self.stale[nodeid]
 
     def _drop(self, node: Node) -> None:
         group, inode = node.group, node.inode
@@ -263,31 +309,47 @@ class NodeTable:
         del group.nodes[node.dentry if inode.is_dir else inode]
         if not group.nodes:
             del self.groups[group.mount]
-        node.put()
+            group.mount.unpin(group.kill)
+        node.dentry.put()
+
+    def end_group(self, group: MountNodes) -> None:
+        """The mount of ``group`` dies: its nodes go stale, and their dentries are given back."""
+        del self.groups[group.mount]
+        nodes = list(group.nodes.values())
+        group.nodes.clear()
+        for node in nodes:
+            del self.by_id[node.nodeid]
+            self.stale[node.nodeid] = node.nlookup
+        for node in nodes:
+            node.dentry.put()
 
     def clear(self) -> None:
         """The session ended: every reference is given back; ids start again."""
         nodes = list(self.by_id.values())
-        self.root = None
+        for group in self.groups.values():
+            group.mount.unpin(group.kill)
+        root, self.root = self.root, None
         self.by_id.clear()
+        self.stale.clear()
         self.groups.clear()
-        self._superblocks.clear()
         self._next_id = abi.ROOT_ID
         for node in nodes:
-            node.put()
+            node.dentry.put()
+        if root is not None:
+            root.mount.put()
 
     def check(self) -> None:
         """Raises InvariantViolation on the first broken rule of the table."""
         if self.by_id.get(abi.ROOT_ID) is not self.root:
             raise InvariantViolation("node 1 is not the root")
-        if self.root is None and self.by_id:
+        if self.root is None and (self.by_id or self.stale):
             raise InvariantViolation("there are nodes outside of a session")
         seen = 0
         for mount, group in self.groups.items():
             if group.mount is not mount or not group.nodes:
                 raise InvariantViolation(f"{mount!r}: an empty or misplaced group of nodes")
-            if mount.count < len(group.nodes):
-                raise InvariantViolation(f"{mount!r} has fewer references than nodes")
+            if mount.count < 1 or group.kill not in mount.pins:
+                raise InvariantViolation(f"{mount!r} is dead, or will not say when it is")
             for key, node in group.nodes.items():
                 seen += 1
                 if self.by_id.get(node.nodeid) is not node or node.group is not group:
@@ -302,3 +364,6 @@ class NodeTable:
                     raise InvariantViolation(f"{node!r} holds a dead or foreign dentry")
         if seen != len(self.by_id):
             raise InvariantViolation("a node belongs to no mount")
+        for nodeid, nlookup in self.stale.items():
+            if nodeid in self.by_id or nlookup < 1 or nodeid >= self._next_id:
+                raise InvariantViolation(f"stale node {nodeid}: in use, forgotten or never given")

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from harness.fuse import abi, session
 from harness.fuse.buffers import Segments, gather, length_of, scatter, skip
-from harness.fuse.cache import AUTO, CachePolicy
+from harness.fuse.cache import AUTO, CachePolicy, adapted, has_no_xattrs, wanted_flags
 from harness.fuse.handles import HandleTable
-from harness.fuse.identity import Identities, supplementary_groups
+from harness.fuse.identity import Identities, security_contexts, supplementary_groups
 from harness.fuse.nodes import NodeTable
 from harness.fuse.opcodes import BY_NUMBER, DATA_IN, NAMES, PLAIN, SILENT
 from harness.fuse.parking import Parking
@@ -28,8 +28,9 @@ from vfs.locks import LockManager
 
 if TYPE_CHECKING:
     from vfs.credentials import Credentials
+    from vfs.dentry import Dentry
     from vfs.file import FileDescription
-    from vfs.mount import VirtualDentry
+    from vfs.mount import Mount, VirtualDentry
     from vfs.superblock import Superblock
     from vfs.virtual_filesystem import VirtualFilesystem
     from vfs.wait import WaitQueue
@@ -127,7 +128,7 @@ class FuseServer:
         of that name, which must agree). Otherwise the checks are ours, and no name may be cached.
     ``cache``
         what the client may keep: a policy, or one for each filesystem type by name, where ``"*"``
-        is for the others.
+        is for the others. The options of a mount (passthrough's ``cache=``) come first.
     ``announce_submounts``
         tell mount points to a client that can take them (FUSE_SUBMOUNTS); it gives each mount its
         own st_dev. A client that cannot sees one superblock; ``unique_inodes`` then keeps inode
@@ -142,16 +143,18 @@ class FuseServer:
         lets the client mount with mapped ids (FUSE_ALLOW_IDMAP). Linux refuses a session that asks
         for it without ``default_permissions`` on the mount.
     ``notify``
-        sends the client an unasked-for message: ``notify(code, payload)``. Set by a transport
-        that can, before the session starts.
+        sends the client an unasked-for message, ``notify(code, payload)``, soon: it is called under
+        the VFS lock and must not wait for the client. Set by a transport that can, before the
+        session starts. The client then learns at once what is mounted and unmounted; otherwise
+        when its entries time out, or a node that it names is gone.
 
     ``counts`` is the number of requests by opcode (0: unknown ones).
     """
 
     __slots__ = (
-        "_bugs", "_cache", "_identities", "_lock", "_root", "_rows", "_sessions", "counts",
-        "default_permissions", "flags", "handles", "locks", "minor", "nodes", "notify", "parking",
-        "polls", "unique_inodes", "vfs", "wanted_flags",
+        "_bugs", "_cache", "_identities", "_lock", "_root", "_rows", "_sessions", "_watching",
+        "counts", "default_permissions", "flags", "handles", "locks", "minor", "nodes", "notify",
+        "parking", "polls", "unique_inodes", "vfs", "wanted_flags",
     )  # fmt: skip
 
     def __init__(
@@ -184,11 +187,16 @@ class FuseServer:
             self.wanted_flags |= abi.ALLOW_IDMAP
         if self.locks is not None:
             self.wanted_flags |= abi.POSIX_LOCKS | abi.FLOCK_LOCKS
+        self.wanted_flags = wanted_flags(self.wanted_flags, root.mount.superblock)
+        if not default_permissions:
+            # To Linux an ACL in the client means that it checks permissions.
+            self.wanted_flags &= ~(abi.POSIX_ACL | abi.DONT_MASK)
         self.minor = 0
         self.flags = 0
         self.counts = [0] * _ROWS
         self._bugs = RateLimit()
         self._sessions = 0
+        self._watching = False
         self._rows = _BEFORE_INIT
         self._identities = Identities(default_permissions)
         self.parking = Parking(vfs.lock)
@@ -202,6 +210,7 @@ class FuseServer:
             policy = policies
         else:
             policy = policies.get(superblock.type.name) or policies.get("*", AUTO)
+        policy = adapted(policy, superblock)
         if not self.default_permissions:
             # A name that the client has cached for one user would lead another, who may not search
             # the directory, to the file: we are only asked in a LOOKUP.
@@ -285,12 +294,15 @@ class FuseServer:
         """End the session: its requests, polls, locks, handles and nodes; every reference is given
         back. The next request must be INIT.
         """
-        self.parking.close()
         with self._lock:
+            self.parking.close()
             self._rows = _BEFORE_INIT
             for waiter in list(self.polls.values()):
                 waiter.queue.remove(waiter)
             self.polls.clear()
+            if self._watching:
+                self.vfs.unwatch_mounts(self.invalidate_name)
+                self._watching = False
             if self.locks is not None:
                 for file in self.handles.descriptions():
                     self.locks.release(file.inode, file)
@@ -324,6 +336,22 @@ class FuseServer:
         nodes.plant(self._root, self._sessions)
         self._sessions += 1
         self._rows = _rows(minor)
+        if self.notify is not None:
+            self.vfs.watch_mounts(self.invalidate_name)
+            self._watching = True
+
+    def invalidate_name(self, parent: Mount, mountpoint: Dentry) -> None:
+        """Something was mounted there or unmounted: to the client, the name leads elsewhere now.
+
+        Linux: ``fuse_reverse_inval_entry`` drops it with all below, and what the client mounted
+        there for it. No attributes are told to be dropped: the directory's are the same, and those
+        of inodes that cannot be reached any more mislead nobody.
+        """
+        place = self.nodes.name_of(parent, mountpoint)
+        if place is not None and self.notify is not None:
+            nodeid, name = place
+            payload = abi.NOTIFY_INVAL_ENTRY_OUT.pack(nodeid, len(name), 0) + name + b"\0"
+            self.notify(abi.NOTIFY_INVAL_ENTRY, payload)
 
     def caller(self, header: Header, body: bytes) -> Credentials:
         """Whose request it is. Raises: EINVAL for broken extensions."""
@@ -335,11 +363,26 @@ class FuseServer:
             groups = supplementary_groups(body[-extensions:])
         return self._identities.of(header[4], header[5], header[6], groups)
 
+    def security_contexts(self, header: Header, body: bytes) -> list[tuple[bytes, bytes]]:
+        """The attributes that something new is to have. Raises: EINVAL for broken extensions."""
+        extensions = header[7] * 8
+        if not extensions or not self.flags & abi.SECURITY_CTX:
+            return []
+        return security_contexts(body[-extensions:])
+
     @staticmethod
     def strip_extensions(header: Header, body: bytes) -> bytes:
         """``body`` without the extensions at its end."""
         extensions = header[7] * 8
         return body[:-extensions] if extensions else body
+
+    def has_no_xattrs(self, superblock: Superblock) -> bool:
+        """Whether nothing that the client sees has extended attributes, ``superblock`` included: it
+        may be told to ask no more (ENOSYS), which saves it a request before every write.
+        """
+        return has_no_xattrs(superblock) and all(
+            has_no_xattrs(mount.superblock) for mount in self._root.mount.tree()
+        )
 
     def unlocked(self, file: FileDescription, function: Callable[..., _R], *args: object) -> _R:
         """``function(*args)`` without the VFS lock, while ``file`` is held."""

@@ -19,6 +19,10 @@ _FLAGS = {
     "ALLOW_IDMAP": "with `allow_idmap`",
     "POSIX_LOCKS": "unless locks are left to the client",
     "FLOCK_LOCKS": "unless locks are left to the client",
+    "WRITEBACK_CACHE": "with the root mount's option `writeback`",
+    "POSIX_ACL": "with its `posix_acl`",
+    "DONT_MASK": "with its `posix_acl`",
+    "SECURITY_CTX": "with its `security_label`",
 }
 
 

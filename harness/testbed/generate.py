@@ -1,4 +1,4 @@
-"""Sequences of system calls at random, as hypothesis strategies.
+"""Sequences of system calls on files at random.
 
 The alphabet is small, so that names collide, and half of the paths are ones that earlier steps have
 named, so that calls succeed. Nothing here can block (every open has O_NONBLOCK), and nothing
@@ -8,15 +8,11 @@ start, because the order of names and the values of cookies are each filesystem'
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from hypothesis import strategies as st
-
+from harness.testbed.choices import Choices
 from harness.testbed.step import NAMES, Step, make_step
 from vfs import abi
-
-Draw = Callable[[st.SearchStrategy[Any]], Any]
 
 _TASKS = ("root", "alice", "bob")
 _OTHER_TASKS = (("alice", 1000, 1000, (100,)), ("bob", 1001, 1001, (100, 1000)))
@@ -69,8 +65,10 @@ _FCNTL = (abi.F_GETFD, abi.F_SETFD, abi.F_GETFL, abi.F_SETFL, abi.F_DUPFD, abi.F
 class _Sequence:
     """A sequence being made: what was named so far, and the steps."""
 
-    def __init__(self, draw: Draw) -> None:
-        self.draw = draw
+    def __init__(self, choices: Choices) -> None:
+        self.one_of = choices.one_of
+        self.chance = choices.chance
+        self.integer = choices.integer
         self.steps: list[Step] = []
         self.paths: list[bytes] = [b"a", b"b", b"a/b", b"/", b"."]
         self.task = "root"
@@ -78,18 +76,11 @@ class _Sequence:
         self.opened: dict[str, int] = {}
         self.directories: dict[str, list[int]] = {}
 
-    def one_of(self, options: tuple[Any, ...] | list[Any]) -> Any:
-        return self.draw(st.sampled_from(options))
-
-    def chance(self, percent: int) -> bool:
-        """Shrinks to False."""
-        return bool(self.draw(st.integers(0, 99)) >= 100 - percent)
-
     def add(self, call: str, *args: Any) -> None:
         self.steps.append(make_step(self.task, call, *args))
 
     def fd(self) -> int:
-        return int(self.draw(st.integers(-1, min(self.opened.get(self.task, 0), 6))))
+        return self.integer(-1, min(self.opened.get(self.task, 0), 6))
 
     def dirfd(self) -> int:
         if not self.chance(20):
@@ -147,7 +138,7 @@ class _Sequence:
 
 def _step_open(s: _Sequence) -> None:
     flags = s.one_of(_ACCESS_MODES) | abi.O_NONBLOCK
-    for _ in range(s.draw(st.integers(0, 3))):
+    for _ in range(s.integer(0, 3)):
         flags |= s.one_of(_OPEN_FLAGS)
     if s.chance(8):
         flags |= abi.O_TMPFILE
@@ -164,10 +155,10 @@ def _step_open_directory(s: _Sequence) -> None:
 
 def _step_openat2(s: _Sequence) -> None:
     flags = s.one_of(_ACCESS_MODES) | abi.O_NONBLOCK
-    for _ in range(s.draw(st.integers(0, 2))):
+    for _ in range(s.integer(0, 2)):
         flags |= s.one_of(_OPEN_FLAGS)
     resolve = 0
-    for _ in range(s.draw(st.integers(1, 2))):
+    for _ in range(s.integer(1, 2)):
         resolve |= s.one_of(_RESOLVE)
     mode = s.mode() if flags & abi.O_CREAT or s.chance(5) else 0
     if flags & abi.O_PATH and not s.chance(10):
@@ -240,7 +231,7 @@ def _step_utimensat(s: _Sequence) -> None:
 
 def _step_access(s: _Sequence) -> None:
     flags = s.at(abi.AT_EACCESS, abi.AT_SYMLINK_NOFOLLOW, abi.AT_EMPTY_PATH)
-    s.add("faccessat2", s.dirfd(), s.known(), s.draw(st.integers(0, 8)), flags)
+    s.add("faccessat2", s.dirfd(), s.known(), s.integer(0, 8), flags)
 
 
 def _step_stat(s: _Sequence) -> None:
@@ -276,7 +267,7 @@ def _step_write(s: _Sequence) -> None:
     elif s.chance(60):
         s.add("pwrite64", s.fd(), s.data(), s.one_of(_OFFSETS))
     else:
-        data = tuple(s.data() for _ in range(s.draw(st.integers(0, 3))))
+        data = tuple(s.data() for _ in range(s.integer(0, 3)))
         flags = s.one_of((0, 0, *_RWF))
         s.add("pwritev2", s.fd(), data, s.one_of(_OFFSETS), flags)
 
@@ -292,7 +283,7 @@ def _step_read(s: _Sequence) -> None:
 
 
 def _step_lseek(s: _Sequence) -> None:
-    s.add("lseek", s.fd(), s.one_of(_OFFSETS), s.draw(st.integers(0, 5)))
+    s.add("lseek", s.fd(), s.one_of(_OFFSETS), s.integer(0, 5))
 
 
 def _step_truncate(s: _Sequence) -> None:
@@ -328,7 +319,7 @@ def _step_descriptor(s: _Sequence) -> None:
     elif call == "dup3":
         s.add(call, s.fd(), s.fd(), s.one_of((0, abi.O_CLOEXEC, abi.O_APPEND)))
     elif call == "close_range":
-        s.add(call, s.draw(st.integers(0, 6)), s.draw(st.integers(0, 6)), s.one_of((0, 0, 2, 4, 8)))
+        s.add(call, s.integer(0, 6), s.integer(0, 6), s.one_of((0, 0, 2, 4, 8)))
     else:
         s.add(call, s.fd(), s.one_of(_FCNTL), s.one_of((0, 1, 5, abi.O_APPEND, abi.O_NOATIME)))
 
@@ -392,22 +383,21 @@ def _step_namespace(s: _Sequence) -> None:
 _MOUNT_STEPS = (*[_step_mount] * 3, _step_namespace, _step_mkdir, _step_directory, *_STEPS[::2])
 
 
-@st.composite
-def sequences(draw: Draw, max_steps: int = 40, mounts: bool = False) -> list[Step]:
+def file_sequence(choices: Choices, max_steps: int, mounts: bool = False) -> list[Step]:
     """A sequence by root, alice (1000) and bob (1001), in a tree that they all may write to.
 
     With ``mounts`` a third of the steps change the mount tree, and root makes most of them.
     """
-    s = _Sequence(draw)
+    s = _Sequence(choices)
     s.add("chmod", b"/", s.one_of((0o777, 0o1777, 0o2777, 0o755)))
-    for _ in range(draw(st.integers(0, 5))):
+    for _ in range(s.integer(0, 5)):
         s.one_of(_STEPS)(s)
     for name, uid, gid, groups in _OTHER_TASKS:
         flags = s.one_of((0, 0, 0, NAMES["CLONE_FS"], NAMES["CLONE_FILES"]))
         s.add("clone", name, flags, uid, gid, groups)
         s.opened[name] = s.opened.get("root", 0)
         s.directories[name] = list(s.directories.get("root", ()))
-    for _ in range(draw(st.integers(1, max_steps))):
+    for _ in range(s.integer(1, max_steps)):
         s.task = "root" if mounts and s.chance(60) else s.one_of(_TASKS)
         s.one_of(_MOUNT_STEPS if mounts else _STEPS)(s)
     return s.steps

@@ -15,32 +15,42 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from harness.testbed.step import SIGNATURES
+from vfs import abi
 from vfs.syscalls.attributes import Stat, StatfsResult, Statx
+from vfs.syscalls.mount_query import Statmount
 from vfs.syscalls.names import DirectoryRecord
 
 _NUMBERS: Final = {
     "access": 21, "chdir": 80, "chmod": 90, "chown": 92, "chroot": 161, "close": 3,
     "close_range": 436, "creat": 85, "dup": 32, "dup2": 33, "dup3": 292, "faccessat2": 439,
     "fallocate": 285, "fchdir": 81, "fchmod": 91, "fchmodat2": 452, "fchown": 93, "fchownat": 260,
-    "fcntl": 72, "fdatasync": 75, "fremovexattr": 199, "fsync": 74, "ftruncate": 77, "lchown": 94,
+    "fcntl": 72, "fdatasync": 75, "fremovexattr": 199, "fsmount": 432, "fsopen": 430, "fspick": 433,
+    "fsync": 74, "ftruncate": 77, "lchown": 94,
     "link": 86, "linkat": 265, "lremovexattr": 198, "lseek": 8, "mkdir": 83, "mkdirat": 258,
-    "mknod": 133, "mknodat": 259, "mount": 165, "open": 2, "openat": 257, "pivot_root": 155,
-    "removexattr": 197, "rename": 82, "renameat2": 316, "rmdir": 84, "symlink": 88,
+    "mknod": 133, "mknodat": 259, "mount": 165, "move_mount": 429, "open": 2, "open_tree": 428,
+    "openat": 257, "pivot_root": 155, "removexattr": 197, "rename": 82, "renameat2": 316,
+    "rmdir": 84, "setns": 308, "symlink": 88,
     "symlinkat": 266, "sync": 162, "syncfs": 306, "truncate": 76, "umask": 95, "umount2": 166,
     "unlink": 87, "unlinkat": 263, "unshare": 272,
 }  # fmt: skip
 _CLONE: Final = 56
 _COPY_FILE_RANGE: Final = 326
+_FSCONFIG: Final = 431
 _GETCWD: Final = 79
 _GETDENTS64: Final = 217
+_LISTMOUNT: Final = 458
+_MOUNT_SETATTR: Final = 442
 _NEWFSTATAT: Final = 262
+_OPEN_TREE_ATTR: Final = 467
 _OPENAT2: Final = 437
+_POLL: Final = 7
 _PREAD64: Final = 17
 _PREADV2: Final = 327
 _PRLIMIT64: Final = 302
 _PWRITE64: Final = 18
 _PWRITEV2: Final = 328
 _READ: Final = 0
+_STATMOUNT: Final = 457
 _STATX: Final = 332
 _UTIMENSAT: Final = 280
 _WRITE: Final = 1
@@ -61,6 +71,13 @@ _STATFS: Final = struct.Struct("=qqQQQQQQqqq32x")
 _DIRENT: Final = struct.Struct("=QqHB")
 _OPEN_HOW: Final = struct.Struct("=QQQ")
 _TIMESPECS: Final = struct.Struct("=qqqq")
+_POLLFD: Final = struct.Struct("=ihh")
+_MOUNT_ATTR: Final = struct.Struct("=QQQQ")
+_MNT_ID_REQ: Final = struct.Struct("=IIQQQ")
+_STATMOUNT_STRUCT: Final = struct.Struct("=IIQIIQIIQQIIQQQQQIIQIIIIIIQ")
+# struct statmount is this long before its strings.
+_STATMOUNT_STRINGS: Final = 512
+_STATMOUNT_SIZE: Final = 65536
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -286,10 +303,67 @@ class HostSyscalls:
     def flistxattr(self, fd: int) -> list[bytes]:
         return self._listxattr("flistxattr", fd)
 
+    def poll(self, fd: int, events: int) -> int:
+        """What poll(2) answers for ``fd`` at once."""
+        request = ctypes.create_string_buffer(_POLLFD.pack(fd, events, 0), _POLLFD.size)
+        syscall(_POLL, request, 1, 0)
+        revents: int = _POLLFD.unpack(request.raw)[2]
+        return revents
+
+    def open_tree_attr(
+        self, dirfd: int, path: bytes, flags: int, attr: tuple[int, int, int, int] | None
+    ) -> int:
+        return syscall(_OPEN_TREE_ATTR, dirfd, path, flags, *_mount_attr(attr))
+
+    def mount_setattr(
+        self, dirfd: int, path: bytes, flags: int, attr: tuple[int, int, int, int] | None
+    ) -> None:
+        syscall(_MOUNT_SETATTR, dirfd, path, flags, *_mount_attr(attr))
+
+    def fsconfig(
+        self, fd: int, command: int, key: str | None, value: str | bytes | None, aux: int = 0
+    ) -> None:
+        name = None if key is None else key.encode()
+        passed = value.encode() if isinstance(value, str) else value
+        if command == abi.FSCONFIG_SET_BINARY and passed is not None and aux > len(passed):
+            passed = passed.ljust(aux, b"\0")
+        syscall(_FSCONFIG, fd, command, name, passed, aux)
+
+    def statmount(self, mnt_id: int, mask: int, mnt_ns_id: int = 0, flags: int = 0) -> Statmount:
+        request = _MNT_ID_REQ.pack(_MNT_ID_REQ.size, 0, mnt_id, mask, mnt_ns_id)
+        buffer = ctypes.create_string_buffer(_STATMOUNT_SIZE)
+        syscall(_STATMOUNT, request, buffer, _STATMOUNT_SIZE, flags)
+        return _statmount(buffer.raw)
+
+    def listmount(
+        self,
+        mnt_id: int,
+        last_mnt_id: int = 0,
+        count: int = 65536,
+        mnt_ns_id: int = 0,
+        flags: int = 0,
+    ) -> list[int]:
+        request = _MNT_ID_REQ.pack(_MNT_ID_REQ.size, 0, mnt_id, last_mnt_id, mnt_ns_id)
+        ids = (ctypes.c_uint64 * count)()
+        found = syscall(_LISTMOUNT, request, ids, count, flags)
+        return list(ids[:found])
+
+    def _mount_at(self, path: bytes) -> int:
+        return self.statx(abi.AT_FDCWD, path, 0, abi.STATX_MNT_ID_UNIQUE).stx_mnt_id
+
+    def statmount_at(self, path: bytes, mask: int) -> Statmount:
+        return self.statmount(self._mount_at(path), mask)
+
+    def listmount_at(self, path: bytes, flags: int = 0) -> list[int]:
+        return self.listmount(self._mount_at(path), flags=flags)
+
 
 _RETURNS_NUMBER: Final = frozenset(
-    ("creat", "dup", "dup2", "dup3", "fcntl", "lseek", "open", "openat", "umask")
-)
+    (
+        "creat", "dup", "dup2", "dup3", "fcntl", "fsmount", "fsopen", "fspick", "lseek", "open",
+        "open_tree", "openat", "umask",
+    )
+)  # fmt: skip
 
 
 def _argument(kind: str, value: Any) -> Any:
@@ -312,4 +386,34 @@ def _stat(raw: bytes) -> Stat:
     return Stat(
         mode, ino, dev, nlink, uid, gid, size, atime * 10**9 + atime_ns,
         mtime * 10**9 + mtime_ns, ctime * 10**9 + ctime_ns, blocks, blksize, rdev,
+    )  # fmt: skip
+
+
+def _mount_attr(attr: tuple[int, int, int, int] | None) -> tuple[bytes | None, int]:
+    return (None, 0) if attr is None else (_MOUNT_ATTR.pack(*attr), _MOUNT_ATTR.size)
+
+
+def _statmount(raw: bytes) -> Statmount:
+    (
+        _, mnt_opts, mask, dev_major, dev_minor, magic, sb_flags, fs_type, mnt_id, parent_id,
+        id_old, parent_id_old, attr, propagation, peer_group, master, propagate_from, root, point,
+        ns_id, subtype, source, opt_num, opt_array, sec_num, sec_array, supported,
+    ) = _STATMOUNT_STRUCT.unpack_from(raw)  # fmt: skip
+
+    def string(bit: int, offset: int) -> bytes | None:
+        return raw[_STATMOUNT_STRINGS + offset :].split(b"\0", 1)[0] if mask & bit else None
+
+    def strings(bit: int, offset: int, number: int) -> tuple[bytes, ...]:
+        if not mask & bit:
+            return ()
+        return tuple(raw[_STATMOUNT_STRINGS + offset :].split(b"\0", number)[:number])
+
+    return Statmount(
+        mask, dev_major, dev_minor, magic, sb_flags, string(abi.STATMOUNT_FS_TYPE, fs_type),
+        mnt_id, parent_id, id_old, parent_id_old, attr, propagation, peer_group, master,
+        propagate_from, string(abi.STATMOUNT_MNT_ROOT, root),
+        string(abi.STATMOUNT_MNT_POINT, point), ns_id, string(abi.STATMOUNT_FS_SUBTYPE, subtype),
+        string(abi.STATMOUNT_SB_SOURCE, source), string(abi.STATMOUNT_MNT_OPTS, mnt_opts),
+        strings(abi.STATMOUNT_OPT_ARRAY, opt_array, opt_num),
+        strings(abi.STATMOUNT_OPT_SEC_ARRAY, sec_array, sec_num), supported,
     )  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 from harness.testbed.compare import AFTER_EACH_STEP, Difference, run
 from harness.testbed.linux_target import Agent, LinuxTarget
 from harness.testbed.step import parse_script
-from harness.testbed.target import Target
+from harness.testbed.target import SYSCTLS, Target
 from harness.testbed.vfs_target import VfsTarget
 
 
@@ -17,8 +17,13 @@ def target_makers(agent: Agent) -> dict[str, Callable[[], Target]]:
     return {"vfs": VfsTarget, "linux": lambda: LinuxTarget(agent)}
 
 
-def run_file(path: str | Path, targets: tuple[str, str] = ("vfs", "linux")) -> Difference | None:
-    """Run the script at ``path`` on fresh targets of these names, comparing after each step.
+def run_file(
+    path: str | Path,
+    targets: tuple[str, str] = ("vfs", "linux"),
+    observe: str = AFTER_EACH_STEP,
+) -> Difference | None:
+    """Run the script at ``path`` on fresh targets of these names, comparing as ``compare.run`` does
+    with ``observe``.
 
     Raises: OSError (the file), ValueError (the script; an unknown target), TargetUnavailable.
     """
@@ -30,8 +35,10 @@ def run_file(path: str | Path, targets: tuple[str, str] = ("vfs", "linux")) -> D
         if unknown:
             raise ValueError(f"no target {unknown[0]!r}; there are: {', '.join(makers)}")
         with makers[targets[0]]() as one, makers[targets[1]]() as other:
-            for name in ("symlinks", "hardlinks", "regular", "fifos"):
-                one.set_sysctl(f"protected_{name}", other.sysctl(f"protected_{name}"))
-            return run(steps, one, other, AFTER_EACH_STEP)
+            # The host's stay as they are.
+            ours, theirs = (other, one) if targets[1] == "vfs" else (one, other)
+            for name in SYSCTLS:
+                ours.set_sysctl(name, theirs.sysctl(name))
+            return run(steps, one, other, observe)
     finally:
         agent.close()

@@ -78,9 +78,15 @@ def observe_tree(calls: Any) -> dict[bytes, Node]:
 
 
 def _directory(calls: Any, path: bytes, fd: int, tree: dict[bytes, Node]) -> Node:
-    names = sorted(
-        entry.d_name for entry in _entries(calls, fd) if entry.d_name not in (b".", b"..")
-    )
+    try:
+        names = sorted(
+            entry.d_name for entry in _entries(calls, fd) if entry.d_name not in (b".", b"..")
+        )
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        # Removed where it came from, and still mounted here.
+        return _node(calls.fstat(fd), _xattrs(calls, fd), "removed")
     for name in names:
         below = (path if path != b"/" else b"") + b"/" + name
         calls.fchdir(fd)

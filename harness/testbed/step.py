@@ -6,9 +6,21 @@
     alice: write(0, b"x" * 5000)
 
 A line is one call by one task. Every task starts with no descriptor open, so the numbers in a
-script are those that Linux's lowest-free rule gives. Besides Linux's calls there are three:
-``clone(name, flags, uid, gid, groups)`` starts a further task, ``exit()`` ends one, and
-``setrlimit_nofile(n)`` sets RLIMIT_NOFILE. ``#`` starts a comment.
+script are those that Linux's lowest-free rule gives. ``#`` starts a comment.
+
+Besides Linux's calls there are some that are several on Linux, or none:
+
+``clone(name, flags, uid, gid, groups)`` starts a further task. With CLONE_NEWUSER it takes its ids
+    first and unshares then, so that the new user namespace belongs to ``uid``.
+``exit()`` ends the task, and returns when everything that it held is given back.
+``setrlimit_nofile(n)`` sets RLIMIT_NOFILE.
+``poll(fd, events)`` is poll(2) of one descriptor, without waiting; the value is ``revents``.
+``nsfd(task, "mnt" | "user")`` opens the namespace of a task, as /proc/PID/ns does, for reading.
+``mountinfo()``, ``mounts()`` and ``mountstats()`` read the task's own file of that name in /proc.
+``statmount_at(path, mask)`` and ``listmount_at(path, flags)`` ask about the mount that ``path`` is
+    on, as statx(2) tells it.
+
+Who gets a user namespace (by clone or unshare) finds every id mapped to itself there.
 """
 
 from __future__ import annotations
@@ -50,7 +62,11 @@ SIGNATURES: Final[dict[str, tuple[str, ...]]] = {
     "fgetxattr": ("int", "path"),
     "flistxattr": ("int",),
     "fremovexattr": ("int", "path"),
+    "fsconfig": ("int", "fsconfig", "str", "str", "int"),
     "fsetxattr": ("int", "path", "data", "xattr"),
+    "fsmount": ("int", "fsmount", "mount_attr"),
+    "fsopen": ("str", "fsopen"),
+    "fspick": ("fd", "path", "fspick"),
     "fstat": ("int",),
     "fstatfs": ("int",),
     "fsync": ("int",),
@@ -62,6 +78,8 @@ SIGNATURES: Final[dict[str, tuple[str, ...]]] = {
     "lgetxattr": ("path", "path"),
     "link": ("path", "path"),
     "linkat": ("fd", "path", "fd", "path", _AT),
+    "listmount": ("mount_id", "int", "int", "int", "listmount"),
+    "listmount_at": ("path", "listmount"),
     "listxattr": ("path",),
     "llistxattr": ("path",),
     "lremovexattr": ("path", "path"),
@@ -73,11 +91,20 @@ SIGNATURES: Final[dict[str, tuple[str, ...]]] = {
     "mknod": ("path", "type", "int"),
     "mknodat": ("fd", "path", "type", "int"),
     "mount": ("path", "path", "str", "mount", "str"),
+    "mount_setattr": ("fd", "path", "mount_at", "mount_attrs"),
+    "mountinfo": (),
+    "mounts": (),
+    "mountstats": (),
+    "move_mount": ("fd", "path", "fd", "path", "move_mount"),
     "newfstatat": ("fd", "path", _AT),
+    "nsfd": ("str", "str"),
     "open": ("path", "open", "mode"),
     "openat": ("fd", "path", "open", "mode"),
     "openat2": ("fd", "path", "open", "mode", "resolve"),
+    "open_tree": ("fd", "path", "open_tree"),
+    "open_tree_attr": ("fd", "path", "open_tree", "mount_attrs"),
     "pivot_root": ("path", "path"),
+    "poll": ("int", "poll"),
     "pread64": ("int", "int", "int"),
     "preadv2": ("int", "data", "int", "rwf"),
     "pwrite64": ("int", "data", "int"),
@@ -89,10 +116,13 @@ SIGNATURES: Final[dict[str, tuple[str, ...]]] = {
     "rename": ("path", "path"),
     "renameat2": ("fd", "path", "fd", "path", "rename"),
     "rmdir": ("path",),
+    "setns": ("int", "clone"),
     "setrlimit_nofile": ("int",),
     "setxattr": ("path", "path", "data", "xattr"),
     "stat": ("path",),
     "statfs": ("path",),
+    "statmount": ("int", "statmount", "int", "int"),
+    "statmount_at": ("path", "statmount"),
     "statx": ("fd", "path", _AT, "statx"),
     "symlink": ("path", "path"),
     "symlinkat": ("path", "fd", "path"),
@@ -108,14 +138,8 @@ SIGNATURES: Final[dict[str, tuple[str, ...]]] = {
     "write": ("int", "data"),
 }
 
-_EXTRA_NAMES: Final[dict[str, int]] = {
-    "CLONE_FS": 0x200,
-    "CLONE_FILES": 0x400,
-    "CLONE_NEWNS": 0x20000,
-}
 NAMES: Final[dict[str, int]] = {
     **{name: value for name, value in vars(abi).items() if name.isupper() and type(value) is int},
-    **_EXTRA_NAMES,
 }
 
 
@@ -133,11 +157,21 @@ _FLAGS: Final[dict[str, list[tuple[str, int]]]] = {
     "close_range": _flags("CLOSE_RANGE_.*"),
     "faccess": _flags("AT_(SYMLINK_NOFOLLOW|EACCESS|EMPTY_PATH)"),
     "fallocate": _flags("FALLOC_FL_.*"),
-    "mount": _flags("MS_(?!POSIXACL).*"),
+    "fsmount": _flags("FSMOUNT_.*"),
+    "fsopen": _flags("FSOPEN_.*"),
+    "fspick": _flags("FSPICK_.*"),
+    "listmount": _flags("LISTMOUNT_.*"),
+    "mount": _flags("MS_(?!POSIXACL|MGC_).*"),
+    "mount_at": _flags("AT_(SYMLINK_NOFOLLOW|NO_AUTOMOUNT|EMPTY_PATH|RECURSIVE)"),
+    "mount_attr": _flags("MOUNT_ATTR_.*"),
+    "move_mount": _flags("MOVE_MOUNT_.*"),
     "open": _flags("O_(?!ACCMODE|RDONLY|TMPFILE_BIT|LARGEFILE).*"),
+    "open_tree": _flags("OPEN_TREE_.*", "AT_(SYMLINK_NOFOLLOW|NO_AUTOMOUNT|EMPTY_PATH|RECURSIVE)"),
+    "poll": _flags("POLL.*"),
     "rename": _flags("RENAME_.*"),
     "resolve": _flags("RESOLVE_.*"),
     "rwf": _flags("RWF_(?!SUPPORTED).*"),
+    "statmount": _flags("STATMOUNT_.*"),
     "statx": _flags("STATX_(?!ATTR|_).*"),
     "umount": _flags("MNT_.*", "UMOUNT_NOFOLLOW"),
     "unlink": _flags("AT_REMOVEDIR"),
@@ -146,8 +180,12 @@ _FLAGS: Final[dict[str, list[tuple[str, int]]]] = {
 _CHOICES: Final[dict[str, dict[int, str]]] = {
     "fcntl": {value: name for name, value in NAMES.items() if re.fullmatch("F_(?!OK).*", name)},
     "fd": {abi.AT_FDCWD: "AT_FDCWD"},
+    "fsconfig": {value: name for name, value in NAMES.items() if name.startswith("FSCONFIG_")},
+    "mount_id": {abi.LSMT_ROOT: "LSMT_ROOT"},
     "whence": {value: name for name, value in NAMES.items() if name.startswith("SEEK_")},
 }
+# The parts of struct mount_attr.
+_MOUNT_ATTRS: Final = ("mount_attr", "mount_attr", "mount", "int")
 _TYPES: Final = {value: name for name, value in NAMES.items() if re.fullmatch("S_IF(?!MT).*", name)}
 
 
@@ -214,13 +252,16 @@ def _format_argument(kind: str, value: Any) -> str:
     if isinstance(value, str):
         return format_bytes(value.encode(), as_text=True)
     if isinstance(value, tuple):
-        inner = ", ".join(_format_argument("data", item) for item in value)
+        parts = _MOUNT_ATTRS if kind == "mount_attrs" else ("data",) * len(value)
+        inner = ", ".join(map(_format_argument, parts, value))
         return f"({inner},)" if len(value) == 1 else f"({inner})"
     return repr(value)
 
 
 def format_bytes(value: bytes, as_text: bool = False) -> str:
     """A literal that reads back; text if it can be shown as text, and runs as ``b"x" * 5000``."""
+    text = _text(value) if as_text else None
+    as_text = text is not None
     if len(value) > 24:
         for period in (1, 2, 4, 8, 16):
             times, rest = divmod(len(value), period)
@@ -230,15 +271,17 @@ def format_bytes(value: bytes, as_text: bool = False) -> str:
         if run > 16:
             head = format_bytes(value[:-run], as_text)
             return f"{head} + {format_bytes(value[-run:], as_text)}"
-    if as_text:
-        try:
-            text = value.decode()
-        except UnicodeDecodeError:
-            pass
-        else:
-            if text.isprintable():
-                return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if text is not None:
+        return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
     return repr(value) if b'"' in value else 'b"' + repr(value)[2:-1].replace("\\'", "'") + '"'
+
+
+def _text(value: bytes) -> str | None:
+    try:
+        text = value.decode()
+    except UnicodeDecodeError:
+        return None
+    return text if text.isprintable() else None
 
 
 def _format_flags(value: int, known: list[tuple[str, int]]) -> str:

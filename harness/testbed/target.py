@@ -6,11 +6,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Self
 
+from harness.testbed.mount_table import MountTables, rename_tables
 from harness.testbed.state import State
 from harness.testbed.step import Step, make_step
 
 # The options of the tmpfs that a target starts from, the same everywhere: ENOSPC is part of it.
 ROOT_OPTIONS = "mode=755,size=64m,nr_inodes=4096"
+# What ``set_sysctl`` knows, all below fs.
+SYSCTLS = (
+    "protected_symlinks", "protected_hardlinks", "protected_regular", "protected_fifos",
+    "mount_max",
+)  # fmt: skip
 
 
 class TargetUnavailable(Exception):
@@ -18,7 +24,7 @@ class TargetUnavailable(Exception):
 
 
 class NoSuchTask(ValueError):
-    """A step is by a task that no step before it has made."""
+    """A step is by, or names, a task that no step before it has made, or that has exited."""
 
 
 class TargetTask:
@@ -53,6 +59,8 @@ class Target(ABC):
     """
 
     name: str
+    _mountinfo: dict[str, bytes] | None = None
+    _tables: MountTables
 
     @abstractmethod
     def perform(self, step: Step) -> Any:
@@ -62,13 +70,29 @@ class Target(ABC):
     def observe(self) -> State:
         """Everything observable, as a hidden task with every capability sees it."""
 
+    def observe_mounts(self) -> MountTables:
+        """The mount table of each live task as that task's mountinfo shows it, in the order in
+        which the tasks were made, with numbers renamed (see ``mount_table``).
+        """
+        texts = self._read_mountinfo()
+        if texts != self._mountinfo:
+            self._tables = rename_tables(texts)
+            self._mountinfo = texts
+        return self._tables
+
+    @abstractmethod
+    def _read_mountinfo(self) -> dict[str, bytes]:
+        """The mountinfo file of each live task."""
+
     @abstractmethod
     def check(self) -> None:
         """Raise AssertionError on the first broken invariant, where the target can tell."""
 
     @abstractmethod
     def set_sysctl(self, name: str, value: int) -> None:
-        """Set fs.``name`` (``protected_symlinks``); ``close`` puts the old value back."""
+        """Set fs.``name`` (``protected_symlinks``, ``mount_max``); ``close`` puts the old value
+        back.
+        """
 
     @abstractmethod
     def sysctl(self, name: str) -> int:

@@ -5,36 +5,64 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from harness.vhost_user import message as wire
+from harness.vhost_user.channel import BackendChannel
 from harness.vhost_user.connection import Connection, Message, ProtocolError
 from harness.vhost_user.loop import ServiceLoop
+from harness.vhost_user.pool import WorkerPool
+from harness.vhost_user.state import DeviceState, StateTransfer
 from harness.vhost_user.vring import Vring
+from harness.virtio import inflight
+from harness.virtio.dirty_log import DirtyLog
+from harness.virtio.inflight import InflightRegion
 from harness.virtio.memory import GuestError, GuestMemory, MemoryRegion
-from harness.virtio.queue import MAX_SIZE
+from harness.virtio.packed import PackedQueue
+from harness.virtio.queue import MAX_SIZE, SplitQueue
 from harness.wire import FuseHandler
 
 LOG = logging.getLogger(__name__)
 
+RING_FEATURES: Final = (
+    wire.VIRTIO_RING_F_INDIRECT_DESC | wire.VIRTIO_RING_F_EVENT_IDX | wire.VIRTIO_F_RING_PACKED
+)
 FEATURES: Final = (
     wire.VIRTIO_F_VERSION_1
-    | wire.VIRTIO_RING_F_INDIRECT_DESC
-    | wire.VIRTIO_RING_F_EVENT_IDX
     | wire.VHOST_USER_F_PROTOCOL_FEATURES
+    | wire.VHOST_F_LOG_ALL
+    | RING_FEATURES
 )
 
 PROTOCOL_FEATURES: Final = (
-    wire.F_MQ | wire.F_REPLY_ACK | wire.F_RESET_DEVICE | wire.F_CONFIGURE_MEM_SLOTS
+    wire.F_MQ
+    | wire.F_LOG_SHMFD
+    | wire.F_REPLY_ACK
+    | wire.F_BACKEND_REQ
+    | wire.F_BACKEND_SEND_FD
+    | wire.F_INFLIGHT_SHMFD
+    | wire.F_RESET_DEVICE
+    | wire.F_CONFIGURE_MEM_SLOTS
+    | wire.F_STATUS
 )
-"""Without CONFIG, and never INBAND_NOTIFICATIONS: QEMU acknowledges it without using it."""
+"""CONFIG comes with a tag and DEVICE_STATE with a state. Never INBAND_NOTIFICATIONS: QEMU
+acknowledges it without using it."""
 
 DRAIN_LIMIT_NS: Final = 10_000_000_000
 """How long GET_VRING_BASE waits for requests that don't complete."""
+END_LIMIT_NS: Final = 2_000_000_000
+"""How long the end of the daemon does."""
 
 
 class Refused(Exception):
     """A well-framed request that can't be granted. It is answered if it asks for an answer."""
+
+
+class Reply(NamedTuple):
+    """A reply with a descriptor, which is closed when it is sent."""
+
+    payload: bytes
+    fd: int
 
 
 class Backend:
@@ -53,27 +81,59 @@ class Backend:
         num_queues: int,
         config: bytes | None,
         on_closed: Callable[[], None],
+        pool: WorkerPool | None = None,
+        state: DeviceState | None = None,
     ) -> None:
         """Serve `connection` (taken over) on `loop`, with the session of `handler`.
 
         `config` is the device's configuration space; None offers no CONFIG. `on_closed` is
-        called once, when the frontend is gone and everything of it is released.
+        called once, when the frontend is gone and everything of it is released. `pool` and
+        `state`, borrowed, are for requests that block and for migration.
         """
         self._connection = connection
         self._handler = handler
         self._loop = loop
         self._config = config
         self._on_closed = on_closed
+        self._pool = pool
+        self._state = state
         self._closed = False
+        self._deferred = False
+        self._checking = False
         self._features = 0
         self._protocol_features = 0
-        self._offered = PROTOCOL_FEATURES | (0 if config is None else wire.F_CONFIG)
+        self._offered = PROTOCOL_FEATURES
+        if config is not None:
+            self._offered |= wire.F_CONFIG
+        if state is not None:
+            self._offered |= wire.F_DEVICE_STATE
+        self._status = 0
         self._memory = GuestMemory()
-        self._vrings = [Vring(index, handler, loop.complete) for index in range(num_queues)]
-        self._requests: dict[int, Callable[[Message], bytes | None]] = {
+        self._log: DirtyLog | None = None
+        self._log_call = -1
+        self._inflight: InflightRegion | None = None
+        self._channel: BackendChannel | None = None
+        self._transfer: StateTransfer | None = None
+        self._vrings = [
+            Vring(index, handler, loop.complete, pool=pool, on_failed=self._ring_failed)
+            for index in range(num_queues)
+        ]
+        self._requests: dict[int, Callable[[Message], bytes | Reply | None]] = {
             number: getattr(self, f"_{row.name}") for number, row in wire.REQUESTS.items()
         }
         loop.register(connection.fileno(), self._readable)
+
+    def drain(self) -> None:
+        """After the loop: answer what is pending, before `close`. What waits fails with EINTR."""
+        if self._closed or not any(vring.parked for vring in self._vrings):
+            return
+        self._loop.cancel_timer()
+        self._loop.unregister(self._connection.fileno())
+        try:
+            self._handler.drain()
+        except Exception:
+            LOG.exception("the server could not be drained")
+        self._loop.settle(self._vrings, END_LIMIT_NS)
 
     def close(self) -> None:
         """Drop the frontend: rings, memory, descriptors, and the FUSE session."""
@@ -85,10 +145,23 @@ class Backend:
         for vring in self._vrings:
             self._loop.unregister(vring.kick)
             vring.close()
+        self._transfer = None
+        if self._state is not None and self._features & wire.VHOST_F_LOG_ALL:
+            self._state.cancel()
         self._reset_session()
+        if self._channel is not None:
+            self._channel.close()
+        self._drop_log()
+        self._drop_inflight()
         self._memory.clear()
         self._connection.close()
         self._on_closed()
+
+    def config_changed(self, config: bytes) -> None:
+        """The configuration space is another now; the driver is told, if it can be."""
+        self._config = config
+        if self._channel is not None:
+            self._channel.config_changed()
 
     def _readable(self) -> None:
         try:
@@ -106,10 +179,6 @@ class Backend:
             LOG.warning("the frontend is disconnected: %s", str(error))
         self.close()
 
-    @property
-    def _deferred(self) -> bool:
-        return any(vring.on_drained is not None for vring in self._vrings)
-
     def _dispatch(self, message: Message) -> None:
         need_reply = message.need_reply and self._protocol_features & wire.F_REPLY_ACK
         try:
@@ -120,12 +189,32 @@ class Backend:
             LOG.warning("request %d refused: %s", message.request, str(error))
             self._connection.send(message.request, wire.U64.pack(1))
             return
-        if reply is not None:
+        if isinstance(reply, Reply):
+            try:
+                self._connection.send(message.request, reply.payload, fds=[reply.fd])
+            finally:
+                os.close(reply.fd)
+        elif reply is not None:
             self._connection.send(message.request, reply)
         elif need_reply and not self._deferred:
             self._connection.send(message.request, wire.U64.pack(0))
 
-    def _serve(self, message: Message) -> bytes | None:
+    def _defer(self) -> None:
+        """Take no more requests until `_answer`; rings go on."""
+        self._deferred = True
+        self._loop.unregister(self._connection.fileno())
+
+    def _answer(self, request: int, payload: bytes) -> None:
+        """Answer the request that was deferred."""
+        self._deferred = False
+        self._loop.register(self._connection.fileno(), self._readable)
+        try:
+            self._connection.send(request, payload)
+        except (ProtocolError, OSError) as error:
+            LOG.warning("the frontend is disconnected: %s", str(error))
+            self.close()
+
+    def _serve(self, message: Message) -> bytes | Reply | None:
         row = wire.REQUESTS.get(message.request)
         if row is None or message.flags & wire.REPLY:
             raise Refused(f"unknown request {message.request}, flags {message.flags:#x}")
@@ -148,7 +237,16 @@ class Backend:
         (features,) = wire.U64.unpack(message.payload)
         if features & ~FEATURES:
             raise Refused(f"features {features:#x} were not offered")
+        changed = features ^ self._features
+        if changed & RING_FEATURES and any(v.queue is not None for v in self._vrings if v.started):
+            raise Refused("the layout of rings cannot change while they are started")
         self._features = features
+        self._log_dirty()
+        if self._state is not None and changed & wire.VHOST_F_LOG_ALL:
+            if features & wire.VHOST_F_LOG_ALL:
+                self._state.prepare()
+            else:
+                self._state.cancel()
         if not features & wire.VHOST_USER_F_PROTOCOL_FEATURES:
             for vring in self._vrings:
                 vring.enabled = True
@@ -162,6 +260,7 @@ class Backend:
         if features & ~self._offered:
             raise Refused(f"protocol features {features:#x} were not offered")
         self._protocol_features = features
+        self._log_dirty()
 
     def _set_owner(self, message: Message) -> None:
         pass
@@ -185,10 +284,121 @@ class Backend:
         raise Refused("the configuration space of a virtio-fs device is read-only")
 
     def _reset_device(self, message: Message) -> None:
-        for vring in self._vrings:
-            self._loop.unregister(vring.kick)
-            vring.reset()
+        self._reset_rings()
         self._reset_session()
+
+    def _set_status(self, message: Message) -> None:
+        (status,) = wire.U64.unpack(message.payload)
+        if status > 0xFF:
+            raise Refused(f"device status {status:#x}")
+        self._status = status
+        if not status:
+            # QEMU 8.0 sends this for a virtual machine that is only paused, whose guest goes on
+            # with its mount afterwards: the session ends with INIT or RESET_DEVICE. Nothing is
+            # written to guest memory any more when this is answered.
+            self._drain()
+            self._reset_rings()
+
+    def _get_status(self, message: Message) -> bytes:
+        needs_reset = self._status and any(vring.broken for vring in self._vrings)
+        return wire.U64.pack(self._status | (wire.STATUS_NEEDS_RESET if needs_reset else 0))
+
+    def _set_backend_req_fd(self, message: Message) -> None:
+        if not message.fds:
+            raise Refused("a channel without a descriptor")
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+        # A number that is no socket stays the message's, which closes it.
+        fd = message.fds[0]
+        acknowledged = bool(self._protocol_features & wire.F_REPLY_ACK)
+        self._channel = BackendChannel(fd, self._loop, acknowledged=acknowledged)
+        message.take_fds()
+
+    def _set_log_base(self, message: Message) -> bytes:
+        if not message.fds:
+            raise Refused("a log without a descriptor")
+        size, offset = wire.LOG.unpack(message.payload)
+        log = DirtyLog(message.fds[0], size, offset)
+        log.call = self._log_call
+        old, self._log = self._log, log
+        self._log_dirty()
+        if old is not None:
+            old.close()
+        return wire.U64.pack(0)
+
+    def _set_log_fd(self, message: Message) -> None:
+        if self._log_call >= 0:
+            os.close(self._log_call)
+        (self._log_call,) = message.take_fds() or [-1]
+        if self._log_call >= 0:
+            os.set_blocking(self._log_call, False)
+        if self._log is not None:
+            self._log.call = self._log_call
+
+    def _get_inflight_fd(self, message: Message) -> Reply:
+        _, _, num_queues, queue_size = wire.INFLIGHT.unpack_from(message.payload)
+        self._check_inflight(num_queues, queue_size)
+        fd, size = inflight.create(num_queues, queue_size, self._features)
+        reply = wire.INFLIGHT.pack(size, 0, num_queues, queue_size)
+        # QEMU takes none of another size than it sent.
+        return Reply(reply.ljust(len(message.payload), b"\0"), fd)
+
+    def _set_inflight_fd(self, message: Message) -> None:
+        if not message.fds:
+            raise Refused("inflight memory without a descriptor")
+        size, offset, num_queues, queue_size = wire.INFLIGHT.unpack_from(message.payload)
+        self._check_inflight(num_queues, queue_size)
+        region = InflightRegion(message.fds[0], size, offset, num_queues, queue_size)
+        self._drop_inflight()
+        self._inflight = region
+
+    def _check_inflight(self, num_queues: int, queue_size: int) -> None:
+        if self._features & wire.VIRTIO_F_RING_PACKED:
+            raise Refused("inflight memory is for split rings")
+        if not 0 < num_queues <= len(self._vrings) or not 0 < queue_size <= MAX_SIZE:
+            raise Refused(f"inflight memory for {num_queues} queues of {queue_size}")
+
+    def _set_device_state_fd(self, message: Message) -> bytes:
+        direction, phase = wire.DEVICE_STATE.unpack(message.payload)
+        assert self._state is not None
+        try:
+            if phase or not message.fds:
+                raise Refused(f"phase {phase}, {len(message.fds)} descriptors")
+            if any(vring.started for vring in self._vrings):
+                raise Refused("a ring is started")
+            if self._transfer is not None and not self._transfer.done:
+                raise Refused("another transfer is under way")
+            works = {wire.SAVE: self._state.save, wire.LOAD: self._state.load}
+            if direction not in works:
+                raise Refused(f"direction {direction}")
+            self._transfer = StateTransfer(
+                works[direction], message.take_fds()[0], lambda: self._loop.post(self._transferred)
+            )
+        except (Refused, RuntimeError) as error:
+            # This request has its own way to say no.
+            LOG.warning("the state can't be transferred: %s", str(error))
+            return wire.U64.pack(wire.STATE_NO_FD | wire.STATE_ERROR)
+        return wire.U64.pack(wire.STATE_NO_FD)
+
+    def _check_device_state(self, message: Message) -> bytes | None:
+        transfer = self._transfer
+        if transfer is not None and not transfer.done:
+            # The end of the pipe can be seen before the thread has come to its own.
+            self._checking = True
+            self._defer()
+            return None
+        self._transfer = None
+        return wire.U64.pack(wire.STATE_ERROR if transfer is None or transfer.failed else 0)
+
+    def _transferred(self) -> None:
+        # Only a deferred CHECK_DEVICE_STATE waits for this; GET_VRING_BASE may be deferred too.
+        transfer = self._transfer
+        if self._checking and transfer is not None and transfer.done:
+            self._checking = False
+            self._transfer = None
+            failed = wire.STATE_ERROR if transfer.failed else 0
+            self._answer(wire.CHECK_DEVICE_STATE, wire.U64.pack(failed))
 
     def _set_mem_table(self, message: Message) -> None:
         count, _ = wire.MEMORY_TABLE.unpack_from(message.payload)
@@ -236,20 +446,20 @@ class Backend:
 
     def _set_vring_num(self, message: Message) -> None:
         vring, size = self._vring_state(message, stopped=True)
-        if not 0 < size <= MAX_SIZE or size & (size - 1):
-            raise Refused(f"a queue of {size}")
+        self._layout.check_size(size)
         vring.size = size
 
     def _set_vring_addr(self, message: Message) -> None:
-        index, _, descriptors, used, avail, _ = wire.VRING_ADDRESS.unpack(message.payload)
+        index, flags, descriptors, used, avail, log = wire.VRING_ADDRESS.unpack(message.payload)
         vring = self._vring(index)
         vring.addresses = (descriptors, avail, used)
+        vring.log_address = log if flags & wire.VRING_F_LOG else None
         if vring.started:
             self._start(vring)
 
     def _set_vring_base(self, message: Message) -> None:
         vring, base = self._vring_state(message, stopped=True)
-        if base > 0xFFFF:
+        if base > 0xFFFF and self._layout is SplitQueue:
             raise Refused(f"ring base {base}")
         vring.base = base
 
@@ -257,10 +467,10 @@ class Backend:
         vring, _ = self._vring_state(message)
         self._loop.unregister(vring.kick)
         base = vring.stop()
-        reply = wire.VRING_STATE.pack(vring.index, base)
-        if not vring.parked:
+        queue = vring.queue
+        if queue is None or not vring.parked:
             vring.abandon()
-            return reply
+            return wire.VRING_STATE.pack(vring.index, base)
 
         # The reply, and with it the next request, waits for what is pending on this ring; other
         # rings go on, for what it waits for may come from there.
@@ -269,20 +479,13 @@ class Backend:
                 LOG.warning("ring %d stops with %d requests pending", vring.index, vring.parked)
             vring.abandon()
             self._loop.cancel_timer()
-            self._loop.register(self._connection.fileno(), self._readable)
-            try:
-                self._connection.send(wire.GET_VRING_BASE, reply)
-            except (ProtocolError, OSError) as error:
-                LOG.warning("the frontend is disconnected: %s", str(error))
-                self.close()
+            # Now, for on a packed ring it also says what has been used.
+            self._answer(wire.GET_VRING_BASE, wire.VRING_STATE.pack(vring.index, queue.base))
 
         vring.on_drained = finish
-        self._loop.unregister(self._connection.fileno())
+        self._defer()
         self._loop.set_timer(DRAIN_LIMIT_NS, finish)
-        try:
-            self._handler.drain()
-        except Exception:
-            LOG.exception("the server could not be drained")
+        self._drain()
         return None
 
     def _set_vring_kick(self, message: Message) -> None:
@@ -312,19 +515,66 @@ class Backend:
         vring.enabled = bool(enable)
         self._loop.heat(vring)
 
+    @property
+    def _layout(self) -> type[SplitQueue] | type[PackedQueue]:
+        return PackedQueue if self._features & wire.VIRTIO_F_RING_PACKED else SplitQueue
+
     def _start(self, vring: Vring) -> None:
         vring.map(
             self._memory,
+            self._layout,
             indirect=bool(self._features & wire.VIRTIO_RING_F_INDIRECT_DESC),
             event_idx=bool(self._features & wire.VIRTIO_RING_F_EVENT_IDX),
+            inflight=None if self._inflight is None else self._inflight.queue(vring.index),
         )
         self._loop.heat(vring)
 
+    def _drain(self) -> None:
+        try:
+            self._handler.drain()
+        except Exception:
+            LOG.exception("the server could not be drained")
+
+    def _reset_rings(self) -> None:
+        if self._pool is not None:
+            self._pool.quiesce()
+        for vring in self._vrings:
+            self._loop.unregister(vring.kick)
+            vring.reset()
+        self._drop_inflight()
+        self._status = 0
+
     def _reset_session(self) -> None:
+        if self._pool is not None:
+            self._pool.quiesce()
         try:
             self._handler.reset()
         except Exception:
             LOG.exception("the server could not be reset")
+
+    def _ring_failed(self) -> None:
+        # Section 2.1.2: a driver that runs is told that the device needs a reset.
+        if self._channel is not None and self._status & wire.STATUS_DRIVER_OK:
+            self._channel.config_changed()
+
+    def _log_dirty(self) -> None:
+        log = self._log if self._features & wire.VHOST_F_LOG_ALL else None
+        prepared = bool(self._protocol_features & wire.F_LOG_SHMFD)
+        for vring in self._vrings:
+            vring.keep_log(log, prepared=prepared)
+
+    def _drop_log(self) -> None:
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+        if self._log_call >= 0:
+            os.close(self._log_call)
+            self._log_call = -1
+
+    def _drop_inflight(self) -> None:
+        if self._inflight is not None:
+            self._inflight.close()
+            self._inflight = None
 
     def _remap(self) -> None:
         for vring in self._vrings:

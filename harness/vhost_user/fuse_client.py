@@ -14,9 +14,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
-from harness.vhost_user.frontend import Frontend
+from harness.vhost_user.frontend import AnyDriverQueue, Frontend
 from harness.vhost_user.message import VIRTIO_RING_F_INDIRECT_DESC
-from harness.virtio.driver import DriverQueue
 
 LOOKUP: Final = 1
 FORGET: Final = 2
@@ -130,8 +129,8 @@ class FuseClient:
         *,
         depth: int = 32,
         buffer_size: int = 64 << 10,
-        queue: DriverQueue | None = None,
-        hiprio: DriverQueue | None = None,
+        queue: AnyDriverQueue | None = None,
+        hiprio: AnyDriverQueue | None = None,
         spin_ns: int = 50_000,
         timeout: float = 60,
     ) -> None:
@@ -445,7 +444,7 @@ class _Slot:
         "sizes",
     )
 
-    def __init__(self, queue: DriverQueue, number: int, capacity: int) -> None:
+    def __init__(self, queue: AnyDriverQueue, number: int, capacity: int) -> None:
         memory = queue.memory
         self._queue = queue
         self._number = number
@@ -494,7 +493,7 @@ class _Slot:
         return -error, bytes(self._results[: size - 16])
 
 
-def _start_queue(frontend: Frontend, buffer_size: int) -> DriverQueue:
+def _start_queue(frontend: Frontend, buffer_size: int) -> AnyDriverQueue:
     """The request queue, with room in its chains for a header, arguments, a buffer and a reply."""
     indirect = frontend.features & VIRTIO_RING_F_INDIRECT_DESC
     pages = -(-buffer_size // _PAGE) if indirect else 1

@@ -7,7 +7,7 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from harness.vhost_user.vring import Completion, Vring
@@ -57,8 +57,8 @@ class ServiceLoop:
 
     Rings that had work are `hot`: they are served round after round with kicks disabled, until
     they stay empty for the poll window. Kick descriptors are edge-triggered and never read, which
-    saves a system call a wake-up. `stop` and `complete` may be called from any thread; everything
-    else belongs to the thread that calls `run`.
+    saves a system call a wake-up. `stop`, `post` and `complete` may be called from any thread;
+    everything else belongs to the thread that calls `run`.
     """
 
     def __init__(self, poll_limit_ns: int) -> None:
@@ -70,10 +70,11 @@ class ServiceLoop:
         self._epoll = select.epoll()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake, select.EPOLLIN | select.EPOLLET)
-        self._callbacks: dict[int, Callable[[], None]] = {self._wake: lambda: None}
+        self._callbacks: dict[int, Callable[[], None]] = {self._wake: self._run_posted}
         self._window = PollWindow(poll_limit_ns)
         self._hot: list[Vring] = []
         self._completed: deque[tuple[Completion, int]] = deque()
+        self._posted: deque[Callable[[], None]] = deque()
         self._lock = threading.Lock()
         self._thread = 0
         self._closed = False
@@ -104,8 +105,8 @@ class ServiceLoop:
 
     def heat(self, vring: Vring) -> None:
         """Serve `vring` from the next round on, until it is empty."""
-        if vring not in self._hot and vring.runs and vring.queue is not None:
-            vring.queue.disable_kicks()
+        if vring not in self._hot and vring.runs:
+            vring.disable_kicks()
             self._hot.append(vring)
 
     def complete(self, completion: Completion, length: int) -> None:
@@ -113,6 +114,11 @@ class ServiceLoop:
         self._completed.append((completion, length))
         if threading.get_ident() != self._thread:
             self._interrupt()
+
+    def post(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called by the serving thread soon. From any thread."""
+        self._posted.append(callback)
+        self._interrupt()
 
     def stop(self) -> None:
         """Have `run` return soon. From any thread, or from a signal handler."""
@@ -128,6 +134,7 @@ class ServiceLoop:
             self._epoll.close()
             os.close(self._wake)
         self._completed.clear()
+        self._posted.clear()
 
     def run(self) -> None:
         """Serve until `stop`."""
@@ -155,12 +162,30 @@ class ServiceLoop:
         finally:
             self._thread = 0
 
-    def _serve_hot(self) -> bool:
+    def settle(self, vrings: Sequence[Vring], limit_ns: int) -> None:
+        """After `run`: wait until nothing is pending on `vrings`, which take nothing new."""
+        deadline = time.monotonic_ns() + limit_ns
+        self._thread = threading.get_ident()
+        try:
+            while True:
+                self._finish_completed()
+                left_ns = deadline - time.monotonic_ns()
+                if left_ns <= 0 or not any(vring.parked for vring in vrings):
+                    return
+                self._dispatch(left_ns / 1e9)
+        finally:
+            self._thread = 0
+
+    def _finish_completed(self) -> bool:
         worked = False
         while self._completed:
             completion, length = self._completed.popleft()
             completion.vring.finish(completion, length)
             worked = True
+        return worked
+
+    def _serve_hot(self) -> bool:
+        worked = self._finish_completed()
         for vring in self._hot:
             if vring.serve():
                 worked = True
@@ -187,8 +212,8 @@ class ServiceLoop:
     def _cool(self) -> bool:
         """Enable kicks on all hot rings; False if one of them got work meanwhile."""
         for vring in list(self._hot):
-            if vring.runs and vring.queue is not None and vring.queue.enable_kicks():
-                vring.queue.disable_kicks()
+            if vring.runs and vring.enable_kicks():
+                vring.disable_kicks()
             else:
                 self._hot.remove(vring)
         return not self._hot
@@ -210,6 +235,10 @@ class ServiceLoop:
             callback = self._callbacks.get(fd)
             if callback is not None:
                 callback()
+
+    def _run_posted(self) -> None:
+        while self._posted:
+            self._posted.popleft()()
 
     def _interrupt(self) -> None:
         with self._lock:

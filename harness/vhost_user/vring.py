@@ -5,16 +5,25 @@ from __future__ import annotations
 import logging
 import os
 import struct
+from collections import deque
 from collections.abc import Callable, Sequence
 from errno import EIO
 from traceback import format_exc
 from typing import Final
 
+from harness.vhost_user.pool import WorkerPool
+from harness.virtio.dirty_log import DirtyLog
+from harness.virtio.inflight import InflightQueue
 from harness.virtio.memory import GuestError, GuestMemory
-from harness.virtio.queue import SplitQueue
+from harness.virtio.packed import PackedQueue
+from harness.virtio.queue import SplitQueue, fence
 from harness.wire import FuseHandler
 
 LOG = logging.getLogger(__name__)
+
+Queue = SplitQueue | PackedQueue
+Ranges = Sequence[tuple[int, int]]
+"""Guest-physical addresses and lengths."""
 
 SIGNAL_EVERY: Final = 8
 """Chains of a burst after which the driver is told, so that it works while we do."""
@@ -28,17 +37,19 @@ class Completion:
     """struct virtio_fs_req, the device's side: the answer to one chain, callable from any thread.
 
     A ring uses one object again and again, until the handler keeps it by returning PENDING.
+    `ranges` is where in guest memory the answer goes, if it may have to be logged.
     """
 
-    __slots__ = ("_complete", "head", "parked", "queue", "vring")
+    __slots__ = ("_complete", "head", "parked", "queue", "ranges", "vring")
 
     def __init__(
-        self, vring: Vring, queue: SplitQueue, complete: Callable[[Completion, int], None]
+        self, vring: Vring, queue: Queue, complete: Callable[[Completion, int], None]
     ) -> None:
         self.vring = vring
         self.queue = queue
         self.head = 0
         self.parked = False
+        self.ranges: Ranges = ()
         self._complete = complete
 
     def __call__(self, length: int) -> None:
@@ -49,22 +60,35 @@ class Completion:
 class Vring:
     """struct vhost_virtqueue of a backend: what SET_VRING_* configured, and the queue it made.
 
-    The ring runs while it is started (a kick descriptor was given), enabled, and not broken.
-    All methods are called on the serving thread. Owns `kick`, `call` and `err` (-1: none).
+    The ring runs while it is started (a kick descriptor was given), enabled, its memory is there,
+    and it is not broken. All methods are called on the serving thread. Owns `kick`, `call` and
+    `err` (-1: none).
+
+    What was not negotiated costs a request nothing: logging, inflight memory and the thread pool
+    have a loop of their own, which is chosen once for a burst.
     """
 
     __slots__ = (
         "_complete",
         "_completion",
         "_handler",
+        "_inflight",
+        "_keeps_ranges",
+        "_log",
+        "_memory",
+        "_on_failed",
+        "_pool",
+        "_resubmitted",
         "addresses",
         "base",
         "broken",
         "call",
+        "detached",
         "enabled",
         "err",
         "index",
         "kick",
+        "log_address",
         "on_drained",
         "parked",
         "queue",
@@ -73,17 +97,31 @@ class Vring:
     )
 
     def __init__(
-        self, index: int, handler: FuseHandler, complete: Callable[[Completion, int], None]
+        self,
+        index: int,
+        handler: FuseHandler,
+        complete: Callable[[Completion, int], None],
+        *,
+        pool: WorkerPool | None = None,
+        on_failed: Callable[[], None] = lambda: None,
     ) -> None:
         """`complete` takes a completion from any thread and has `finish` called on ours."""
         self.index = index
         self._handler = handler
         self._complete = complete
+        self._pool = pool
+        self._on_failed = on_failed
         self.kick = self.call = self.err = -1
         self.on_drained: Callable[[], None] | None = None
-        self.queue: SplitQueue | None = None
+        self.queue: Queue | None = None
         self._completion: Completion | None = None
+        self._memory: GuestMemory | None = None
+        self._inflight: InflightQueue | None = None
+        self._log: DirtyLog | None = None
+        self._keeps_ranges = False
+        self._resubmitted: deque[int] = deque()
         self.broken = False
+        self.detached = False
         self.reset()
 
     def reset(self) -> None:
@@ -91,8 +129,9 @@ class Vring:
         self.abandon()
         self.close_fd("kick")
         self.size = 0
-        self.base = 0
+        self.base: int | None = None
         self.addresses: tuple[int, int, int] | None = None
+        self.log_address: int | None = None
         self.started = False
         self.enabled = False
 
@@ -112,46 +151,107 @@ class Vring:
     @property
     def runs(self) -> bool:
         """Whether chains may be taken from the ring."""
-        return self.started and self.enabled and self.queue is not None and not self.broken
+        return (
+            self.started
+            and self.enabled
+            and self.queue is not None
+            and not (self.broken or self.detached)
+        )
 
-    def map(self, memory: GuestMemory, *, indirect: bool, event_idx: bool) -> None:
-        """Make the queue, or make it anew at its present position when memory has changed.
+    def map(
+        self,
+        memory: GuestMemory,
+        make: type[SplitQueue] | type[PackedQueue],
+        *,
+        indirect: bool,
+        event_idx: bool,
+        inflight: InflightQueue | None = None,
+    ) -> None:
+        """Make the queue with `make`, or make it anew at its position when memory has changed.
 
-        Nothing happens while size or addresses are not known yet. Failure breaks the ring.
+        Nothing happens while size or addresses are not known yet. A ring that is not in memory is
+        broken; one that was is detached and waits for its memory to come back, for a VMM takes
+        away regions before it adds others in their place. With `inflight` the queue begins with
+        what was taken and not given back by a backend before us.
         """
         if self.addresses is None or not self.size or self.broken:
             return
+        self._memory = memory
         old = self.queue
-        base = self.base if old is None else old.next_avail
+        if old is not None:
+            base: int = old.base
+        elif self.base is None:
+            base = make.FIRST_BASE
+        else:
+            base = self.base
         try:
-            queue = SplitQueue(
+            queue = make(
                 memory, self.size, self.addresses, base, indirect=indirect, event_idx=event_idx
             )
+            if old is not None:
+                # Completions that handlers hold name the old object: it becomes the new one.
+                old.adopt(queue)
+            else:
+                if inflight is not None:
+                    assert isinstance(queue, SplitQueue)
+                    self._resubmitted.extend(inflight.recover(self.size, queue.used_idx))
+                    queue.next_avail = (queue.used_idx + len(self._resubmitted)) & 0xFFFF
+                self._inflight = inflight
+                self._completion = Completion(self, queue, self._complete)
+                self.queue = queue
+            self._set_log_addresses()
+        except GuestError as error:
+            if old is None:
+                self.fail(error)
+            else:
+                LOG.info("ring %d waits for its memory: %s", self.index, str(error))
+                self.detached = True
+            return
+        self.detached = False
+        if old is None:
+            self.disable_kicks()
+            if inflight is not None:
+                # Who died may have used something without telling the driver.
+                self.signal()
+
+    def keep_log(self, log: DirtyLog | None, *, prepared: bool) -> None:
+        """Note in `log` what is written to guest memory from now on, or nowhere (None).
+
+        `prepared` says that a log may come while requests are pending, whose buffers are then to
+        be noted too.
+        """
+        self._log = log
+        self._keeps_ranges = prepared
+        try:
+            self._set_log_addresses()
         except GuestError as error:
             self.fail(error)
+
+    def _set_log_addresses(self) -> None:
+        if self._log is None or self.queue is None or self._memory is None:
             return
-        if old is None:
-            self.parked = 0
-            self._completion = Completion(self, queue, self._complete)
-            self.queue = queue
-            queue.disable_kicks()
-        else:
-            # Completions that handlers hold name the old object: it becomes the new one.
-            old.adopt(queue)
+        assert self.addresses is not None
+        address = self.log_address
+        if address is None:
+            address = self._memory.guest_address(self.addresses[2])
+        self.queue.set_log(self._memory, self.addresses, address)
 
     def stop(self) -> int:
-        """Take no more chains. Returns the index of the next one (GET_VRING_BASE)."""
+        """Take no more chains. Returns where the next one is (GET_VRING_BASE)."""
         self.started = False
         self.close_fd("kick")
         if self.queue is not None:
-            self.base = self.queue.next_avail
-        return self.base
+            self.base = self.queue.base
+        return self.base or 0
 
     def abandon(self) -> None:
         """Let go of the queue; what is pending will be dropped when it completes."""
         self.queue = None
         self._completion = None
+        self._inflight = None
+        self._resubmitted.clear()
         self.broken = False
+        self.detached = False
         self.parked = 0
         self.on_drained = None
 
@@ -159,12 +259,29 @@ class Vring:
         """Whether a chain is available."""
         return self.queue is not None and self.queue.has_avail()
 
+    def disable_kicks(self) -> None:
+        """Ask the driver not to kick, for the ring is being watched."""
+        assert self.queue is not None
+        self.queue.disable_kicks()
+        if self._log is not None:
+            self._mark(self.queue.event_ranges())
+
+    def enable_kicks(self) -> bool:
+        """Ask the driver to kick again; True if there is work that it may not kick for."""
+        assert self.queue is not None
+        missed = self.queue.enable_kicks()
+        if self._log is not None:
+            self._mark(self.queue.event_ranges())
+        return missed
+
     def serve(self) -> bool:
         """Serve the chains that are available now. Returns whether there were any."""
         queue = self.queue
         completion = self._completion
         if queue is None or completion is None or not self.runs:
             return False
+        if self._pool is not None or self._log is not None or self._inflight is not None:
+            return self._serve_with_care(queue)
         handle = self._handler.handle
         pop = queue.pop
         push = queue.push
@@ -183,9 +300,7 @@ class Vring:
                 if length >= 0:
                     push(head, length)
                 else:
-                    completion.parked = True
-                    self.parked += 1
-                    completion = self._completion = Completion(self, queue, self._complete)
+                    completion = self._park(queue, completion, reply)
                 if not served % SIGNAL_EVERY and queue.must_signal():
                     self.signal()
         except GuestError as error:
@@ -194,13 +309,96 @@ class Vring:
             self.signal()
         return served > 0
 
+    def _serve_with_care(self, queue: Queue) -> bool:
+        """`serve` with a thread pool, inflight memory or a dirty log."""
+        inflight = self._inflight
+        served = 0
+        try:
+            while self._resubmitted:
+                served += 1
+                self._serve_one(queue, *queue.retake(self._resubmitted.popleft()))
+            for _ in range(queue.pending()):
+                served += 1
+                head, request, reply = queue.pop()
+                if inflight is not None:
+                    inflight.take(head)
+                self._serve_one(queue, head, request, reply)
+                if not served % SIGNAL_EVERY and queue.must_signal():
+                    self.signal()
+        except GuestError as error:
+            self.fail(error)
+        if queue.must_signal():
+            self.signal()
+        return served > 0
+
+    def _serve_one(
+        self,
+        queue: Queue,
+        head: int,
+        request: Sequence[memoryview],
+        reply: Sequence[memoryview],
+    ) -> None:
+        completion = self._completion
+        assert completion is not None
+        completion.head = head
+        pool = self._pool
+        if pool is not None and pool.wants(request):
+            self._park(queue, completion, reply)
+            pool.submit(self._handler, request, reply, completion, _error_reply)
+            return
+        try:
+            length = self._handler.handle(request, reply, completion)
+        except Exception:
+            LOG.error("ring %d: a request raised\n%s", self.index, format_exc())
+            length = _error_reply(request, reply)
+            self._completion = Completion(self, queue, self._complete)
+        if length < 0:
+            self._park(queue, completion, reply)
+            return
+        ranges: Ranges = ()
+        if self._log is not None and self._memory is not None:
+            ranges = self._memory.guest_ranges(reply)
+        self._give(queue, head, length, ranges)
+
+    def _park(
+        self, queue: Queue, completion: Completion, reply: Sequence[memoryview]
+    ) -> Completion:
+        """Leave `completion` to who will call it; returns the one for the next request."""
+        completion.parked = True
+        if self._keeps_ranges and self._memory is not None:
+            completion.ranges = self._memory.guest_ranges(reply)
+        self.parked += 1
+        completion = self._completion = Completion(self, queue, self._complete)
+        return completion
+
+    def _give(self, queue: Queue, head: int, length: int, ranges: Ranges) -> None:
+        inflight = self._inflight
+        if inflight is None:
+            queue.push(head, length)
+        else:
+            assert isinstance(queue, SplitQueue)
+            inflight.give(head)
+            queue.push(head, length)
+            inflight.given(head, queue.used_idx)
+        if self._log is not None:
+            self._mark((*written(ranges, length), *queue.push_ranges()))
+
+    def _mark(self, ranges: Ranges) -> None:
+        assert self._log is not None
+        # The log takes a bit that it sees set for one that the VMM has not taken away yet.
+        fence()
+        try:
+            self._log.mark(ranges)
+        except GuestError as error:
+            self.fail(error)
+
     def finish(self, completion: Completion, length: int) -> None:
         """Give back the chain of a request that was pending, on the serving thread."""
         if not completion.parked or completion.queue is not self.queue:
             return
         completion.parked = False
         self.parked -= 1
-        completion.queue.push(completion.head, length)
+        self._give(completion.queue, completion.head, length, completion.ranges)
         if completion.queue.must_signal():
             self.signal()
         if not self.parked and self.on_drained is not None:
@@ -219,6 +417,23 @@ class Vring:
         LOG.error("ring %d is broken: %s", self.index, str(error))
         if self.err >= 0:
             _notify(self.err)
+        self._on_failed()
+
+
+def written(ranges: Ranges, length: int) -> Ranges:
+    """What of the `ranges` of a reply's buffers has been written by a reply of `length` bytes.
+
+    An error's reply is shorter than what a READ that failed halfway has left behind it.
+    """
+    if length <= _FUSE_OUT_HEADER.size:
+        return ranges
+    found = []
+    for address, size in ranges:
+        found.append((address, min(size, length)))
+        length -= size
+        if length <= 0:
+            break
+    return found
 
 
 def _notify(fd: int) -> None:

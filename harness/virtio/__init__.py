@@ -1,8 +1,11 @@
 """The virtqueue, as a device sees it and as a driver sees it.
 
-`memory` maps the regions of a guest and translates its addresses; `chain` walks a descriptor
-chain into segments of that memory; `queue` is the device's half of a split ring, made of both;
-`driver` is the driver's half, for tests, benchmarks and clients without a guest.
+`memory` maps the regions of a guest, which `sealing` keeps from shrinking where that can be, and
+translates its addresses; `chain` walks a descriptor
+chain into segments of that memory; `queue` is the device's half of a split ring, made of both, and
+`packed` that of a packed one behind the same methods. `dirty_log` and `inflight` are memory shared
+with the VMM in which a device notes what it writes, and what it has taken. `driver` and
+`packed_driver` are the driver's halves, for tests, benchmarks and clients without a guest.
 
 Section numbers are those of the Virtual I/O Device (VIRTIO) specification, version 1.2.
 

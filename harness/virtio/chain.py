@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from harness.virtio.memory import GuestError, GuestMemory
@@ -18,8 +18,8 @@ WRITE: Final = 2
 INDIRECT: Final = 4
 
 _PAGE: Final = 4096
-_MEMORISED_SIZE: Final = 6 * 16
-_MEMORISED_CHAINS: Final = 1024
+MEMORISED_SIZE: Final = 6 * 16
+MEMORISED_CHAINS: Final = 1024
 
 Segments = tuple[Sequence[memoryview], Sequence[memoryview]]
 
@@ -89,11 +89,11 @@ class DescriptorTable:
             memory.segments(address, length, pieces)
             table = pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces))
         content = table.tobytes()
-        if length > _MEMORISED_SIZE:
+        if length > MEMORISED_SIZE:
             return self._parse_pages(content)
         known = self._known.get(content)
         if known is None:
-            if len(self._known) >= _MEMORISED_CHAINS:
+            if len(self._known) >= MEMORISED_CHAINS:
                 self._known.clear()
             known = self._known[content] = self._parse(content)
         return known
@@ -109,9 +109,9 @@ class DescriptorTable:
         shape = words[1::2].tobytes()
         groups = self._shapes.get(shape)
         if groups is None:
-            if len(self._shapes) >= _MEMORISED_CHAINS:
+            if len(self._shapes) >= MEMORISED_CHAINS:
                 self._shapes.clear()
-            groups = self._shapes[shape] = _groups_of(shape)
+            groups = self._shapes[shape] = self._groups_of(shape)
         if not groups:
             return self._parse(content)
         addresses = words[::2].tolist()
@@ -182,24 +182,35 @@ class DescriptorTable:
             index = following
         raise BadChain(f"chain loops or is longer than the queue ({self._size})")
 
+    @staticmethod
+    def _groups_of(shape: bytes) -> tuple[PageGroup, ...]:
+        """The groups of pages in a table whose length, flags and next fields are `shape`.
 
-def _groups_of(shape: bytes) -> tuple[PageGroup, ...]:
-    """The groups of pages in a table whose length, flags and next fields are `shape`.
+        Empty unless it is a plain chain: in order, nothing empty or indirect, readable before
+        writable.
+        """
+        buffers: list[tuple[int, bool]] = []
+        for index, word in enumerate(memoryview(shape).cast("Q"), 1):
+            flags, following = word >> 32 & 0xFFFF, word >> 48
+            if flags & ~(NEXT | WRITE):
+                return ()
+            buffers.append((word & 0xFFFFFFFF, bool(flags & WRITE)))
+            if not flags & NEXT:
+                return group_pages(buffers)
+            if following != index:
+                return ()
+        return ()
 
-    Empty unless it is a plain chain: in order, nothing empty or indirect, readable before writable.
+
+def group_pages(buffers: Iterable[tuple[int, bool]]) -> tuple[PageGroup, ...]:
+    """Group `buffers`, the lengths of a chain's and whether they are writable.
+
+    Empty if one of them is, or if a readable one follows a writable one.
     """
     groups: list[PageGroup] = []
     first, pages, was_writable = 0, False, False
-    for index, word in enumerate(memoryview(shape).cast("Q")):
-        length, flags, following = word & 0xFFFFFFFF, word >> 32 & 0xFFFF, word >> 48
-        writable = bool(flags & WRITE)
-        ends = not flags & NEXT
-        if (
-            flags & ~(NEXT | WRITE)
-            or not length
-            or (was_writable and not writable)
-            or (not ends and following != index + 1)
-        ):
+    for index, (length, writable) in enumerate(buffers):
+        if not length or (was_writable and not writable):
             return ()
         if pages and writable == was_writable and length <= _PAGE:
             groups[-1] = (writable, first, index + 1, length)
@@ -208,6 +219,4 @@ def _groups_of(shape: bytes) -> tuple[PageGroup, ...]:
             groups.append((writable, index, index + 1, length))
         pages = length == _PAGE
         was_writable = writable
-        if ends:
-            return tuple(groups)
-    return ()
+    return tuple(groups)

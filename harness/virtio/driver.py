@@ -83,6 +83,8 @@ class DriverQueue:
     ring. `kick` and `call` are the eventfds, owned here.
     """
 
+    START_BASE: Final = 0
+
     def __init__(
         self,
         memory: DriverMemory,
@@ -191,6 +193,10 @@ class DriverQueue:
         """Ask for none. With EVENT_IDX the stale used_event does it."""
         if not self.event_idx:
             self.avail[0] = NO_INTERRUPT
+
+    def recovered_base(self) -> int:
+        """Where a device goes on that knows only what the ring says: behind what it used."""
+        return self.used_indices[1]
 
     def close(self) -> None:
         """Close the eventfds and let go of the memory."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
-import stat
 from bisect import bisect_right
+from collections.abc import Iterable
 from typing import Final
 
+from harness.virtio.sealing import settled_size
+
 ADDRESS_LIMIT: Final = 1 << 64
+ALIGNMENT: Final = 4096
+"""Of everything about a region: what KVM and mmap(2) ask of a VMM anyway."""
 
 
 class GuestError(Exception):
@@ -20,7 +25,12 @@ class BadAddress(GuestError):
 
 
 class BadRegion(GuestError):
-    """A region can't be mapped: its file is too short, or it overlaps another."""
+    """A region can't be mapped: misaligned, its file too short, or it overlaps another."""
+
+
+def address_of(view: memoryview) -> int:
+    """Where the first byte of `view`, which is writable and not empty, lies in our memory."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(view))
 
 
 class MemoryRegion:
@@ -30,32 +40,35 @@ class MemoryRegion:
     gives ring addresses in the latter). The mapping lives as long as any view of it.
     """
 
-    __slots__ = ("_mapping", "guest_address", "guest_end", "size", "user_address", "view")
+    __slots__ = ("_base", "_mapping", "guest_address", "guest_end", "size", "user_address", "view")
 
     def __init__(
         self, fd: int, guest_address: int, size: int, user_address: int, offset: int
     ) -> None:
         """Map `size` bytes from byte `offset` of the file `fd`, which is borrowed.
 
-        A VMM that truncates the file afterwards kills us with SIGBUS, as it does any vhost-user
-        backend; a guest can't.
+        A memfd is sealed against shrinking (`forbid_shrinking`). A VMM that truncates any other
+        file afterwards kills us with SIGBUS, as it does any vhost-user backend; a guest can't.
 
         Raises:
-            BadRegion: size 0, addresses that wrap, no regular file, a file that ends before the
-                region does, or mmap(2) failed.
+            BadRegion: size 0, addresses that wrap, an address, size or offset that is no multiple
+                of 4096, no regular file, a file that ends before the region does, or mmap(2)
+                failed.
         """
         if size == 0 or max(guest_address, user_address, offset) + size > ADDRESS_LIMIT:
             raise BadRegion(f"region of {size:#x} bytes at {guest_address:#x} wraps or is empty")
+        if (guest_address | size | user_address | offset) % ALIGNMENT:
+            raise BadRegion(f"region of {size:#x} bytes at {guest_address:#x} is misaligned")
         try:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode) or offset + size > status.st_size:
+            available = settled_size(fd)
+            if offset + size > available:
                 raise BadRegion(
-                    f"region needs {offset + size:#x} bytes of a file of {status.st_size:#x}"
+                    f"region needs {offset + size:#x} bytes of a file of {available:#x}"
                 )
             # hugetlbfs maps and unmaps whole huge pages only; its block is its page.
             page = max(mmap.PAGESIZE, os.fstatvfs(fd).f_bsize)
             start = offset - offset % page
-            length = min(offset + size + -(offset + size) % page, status.st_size) - start
+            length = min(offset + size + -(offset + size) % page, available) - start
             self._mapping = mmap.mmap(fd, length, offset=start)
         except (OSError, ValueError, OverflowError) as error:
             raise BadRegion(f"region at {guest_address:#x}: {error}") from error
@@ -63,7 +76,15 @@ class MemoryRegion:
         self.guest_end = guest_address + size
         self.user_address = user_address
         self.size = size
+        self._base = 0
         self.view = memoryview(self._mapping)[offset - start : offset - start + size]
+
+    @property
+    def base(self) -> int:
+        """Where `view` begins in our own address space."""
+        if not self._base:
+            self._base = address_of(self.view)
+        return self._base
 
     def close(self) -> None:
         """Unmap now, or when the last view that a pending request holds is gone."""
@@ -167,6 +188,33 @@ class GuestMemory:
             if offset >= 0 and offset + length <= region.size:
                 return region.view[offset : offset + length]
         raise BadAddress(f"user address {address:#x}+{length:#x} is not in one region")
+
+    def guest_address(self, user_address: int) -> int:
+        """The guest-physical address of what the VMM has at `user_address`.
+
+        Raises:
+            BadAddress: no region holds it.
+        """
+        for region in self._regions:
+            offset = user_address - region.user_address
+            if 0 <= offset < region.size:
+                return region.guest_address + offset
+        raise BadAddress(f"user address {user_address:#x} is in no region")
+
+    def guest_ranges(self, segments: Iterable[memoryview]) -> list[tuple[int, int]]:
+        """Guest-physical address and length of each of `segments`, views of present regions.
+
+        For the dirty log only, at about 1 us a segment: chains do not carry their addresses.
+        """
+        ranges: list[tuple[int, int]] = []
+        for segment in segments:
+            address = address_of(segment)
+            for region in self._regions:
+                offset = address - region.base
+                if 0 <= offset < region.size:
+                    ranges.append((region.guest_address + offset, len(segment)))
+                    break
+        return ranges
 
     def _remember(self, region: MemoryRegion | None) -> None:
         if region is None:

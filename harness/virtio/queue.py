@@ -41,6 +41,7 @@ class SplitQueue:
     __slots__ = (
         "_avail",
         "_event_idx",
+        "_log_address",
         "_mask",
         "_signalled",
         "_size",
@@ -51,26 +52,28 @@ class SplitQueue:
         "used_idx",
     )
 
+    FIRST_BASE: Final = 0
+    """The `base` of a ring nobody has used yet."""
+
     def __init__(
         self,
         memory: GuestMemory,
         size: int,
         addresses: tuple[int, int, int],
-        next_avail: int,
+        base: int,
         *,
         indirect: bool,
         event_idx: bool,
     ) -> None:
         """A queue of `size` entries whose tables lie at user `addresses` (desc, avail, used).
 
-        `next_avail` is the index of the first entry of the available ring not yet popped.
+        `base` is the index of the first entry of the available ring not yet popped.
 
         Raises:
             BadRing: `size` is not a power of two up to 32768, or a table is misaligned.
             BadAddress: a table is not in one region.
         """
-        if not 0 < size <= MAX_SIZE or size & (size - 1):
-            raise BadRing(f"queue size {size}")
+        self.check_size(size)
         descriptors, avail, used = addresses
         if descriptors & 15 or avail & 1 or used & 3:
             raise BadRing(f"misaligned ring at {descriptors:#x}, {avail:#x}, {used:#x}")
@@ -85,11 +88,23 @@ class SplitQueue:
         self._size = size
         self._mask = size - 1
         self._event_idx = event_idx
-        self.next_avail = next_avail
+        self._log_address = 0
+        self.next_avail = base & 0xFFFF
         self.used_idx = self._signalled = self._used_indices[1]
 
-    def adopt(self, other: SplitQueue) -> None:
-        """Take the place of `other`: the same ring, mapped anew after memory changed."""
+    @staticmethod
+    def check_size(size: int) -> None:
+        """Raises BadRing unless `size` is a power of two up to 32768."""
+        if not 0 < size <= MAX_SIZE or size & (size - 1):
+            raise BadRing(f"queue size {size}")
+
+    @property
+    def base(self) -> int:
+        """Where a queue made anew goes on (vring base of the vhost-user protocol)."""
+        return self.next_avail
+
+    def adopt(self, other: object) -> None:
+        """Take the place of `other` of our class: the same ring, mapped anew."""
         for name in self.__slots__:
             setattr(self, name, getattr(other, name))
 
@@ -117,6 +132,15 @@ class SplitQueue:
         index = self.next_avail
         self.next_avail = (index + 1) & 0xFFFF
         head = self._avail[2 + (index & self._mask)]
+        request, reply = self._table.walk(head)
+        return head, request, reply
+
+    def retake(self, head: int) -> tuple[int, Sequence[memoryview], Sequence[memoryview]]:
+        """As `pop`, for a chain that somebody popped before us and never pushed.
+
+        Raises:
+            BadChain, BadAddress: as `DescriptorTable.walk`.
+        """
         request, reply = self._table.walk(head)
         return head, request, reply
 
@@ -155,3 +179,19 @@ class SplitQueue:
             self._used_indices[0] = 0
         fence()
         return self._avail[1] != self.next_avail
+
+    def set_log(self, memory: GuestMemory, addresses: tuple[int, int, int], used: int) -> None:
+        """Prepare for `push_ranges` and `event_ranges`; `used` is the used ring, for the guest."""
+        self._log_address = used
+
+    def push_ranges(self) -> tuple[tuple[int, int], ...]:
+        """What the last `push` wrote, as (guest address, length)."""
+        slot = (self.used_idx - 1) & self._mask
+        address = self._log_address
+        return (address + 4 + (slot << 3), 8), (address + 2, 2)
+
+    def event_ranges(self) -> tuple[tuple[int, int], ...]:
+        """What `disable_kicks` and `enable_kicks` write, as (guest address, length)."""
+        if self._event_idx:
+            return ((self._log_address + 4 + 8 * self._size, 2),)
+        return ((self._log_address, 2),)

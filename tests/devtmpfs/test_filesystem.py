@@ -200,6 +200,27 @@ def test_a_bad_option_is_einval_even_for_a_later_mount(task: Task, options: str)
         task.mount("x", "/second", "devtmpfs", 0, options)
 
 
+def test_everybody_gets_the_one_superblock_even_exclusively(machine: Machine, task: Task) -> None:
+    before = machine.vfs.ledger.live["DevtmpfsSuperblock"]
+    fd = task.fsopen("devtmpfs")
+    task.fsconfig(fd, abi.FSCONFIG_SET_FLAG, "ro")
+    task.fsconfig(fd, abi.FSCONFIG_CMD_CREATE_EXCL)
+    assert machine.vfs.ledger.live["DevtmpfsSuperblock"] == before == 1
+    task.mkdir("/dev/still_writable")
+
+
+def test_a_user_namespaces_root_may_not_mount_it(task: Task) -> None:
+    child = task.clone()
+    child.unshare(abi.CLONE_NEWUSER | abi.CLONE_NEWNS)
+    fd = child.fsopen("devtmpfs")
+    with fails_with(errno.EPERM):
+        child.fsconfig(fd, abi.FSCONFIG_CMD_CREATE)
+    child.mkdir("/mnt")
+    with fails_with(errno.EPERM):
+        child.mount("devtmpfs", "/mnt", "devtmpfs")
+    child.exit()
+
+
 def test_the_first_mount_chooses_mode_and_devices_follow_from_the_registry(
     machine: Machine, task: Task
 ) -> None:

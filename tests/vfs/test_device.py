@@ -23,10 +23,11 @@ from vfs.device import (
     DeviceRegistry,
 )
 from vfs.errors import WouldBlock
+from vfs.fs_context import FilesystemContext
 from vfs.inode import Inode
 from vfs.mount import Mount
 from vfs.operations import vfs_open, vfs_read, vfs_write
-from vfs.superblock import DCACHE_PINNED, FilesystemContext, FilesystemType, Superblock
+from vfs.superblock import DCACHE_PINNED, FilesystemType, Superblock
 from vfs.virtual_filesystem import VirtualFilesystem
 
 S_IFCHR, S_IFBLK = abi.S_IFCHR, abi.S_IFBLK
@@ -37,7 +38,7 @@ class BareType(FilesystemType):
 
     name = "bare"
 
-    def mount(self, context: FilesystemContext) -> Superblock:
+    def get_tree(self, context: FilesystemContext) -> Superblock:
         superblock = Superblock(context, magic=0x62617265, dcache=DCACHE_PINNED)
         superblock.root = Dentry.make_root(superblock, Inode(superblock, abi.S_IFDIR | 0o755))
         return superblock

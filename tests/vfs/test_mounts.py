@@ -1,38 +1,57 @@
-"""Mounts: putting them on, taking them off, what their flags forbid, namespaces, pivot_root."""
+"""mount(2): new mounts, what its arguments may be, and which of its flags wins."""
 
 from __future__ import annotations
 
 import errno
 
 import pytest
+from mount_calls_support import (
+    all_fail_with,
+    attach,
+    bind,
+    clone_tree,
+    flags_of,
+    marked,
+    mount_id,
+    move,
+    not_in_a_user_namespace,
+    only_one_of_a_kind,
+    propagation,
+    rbind,
+    tmpfs,
+)
 from vfs_support import contents, exists, fails_with, make_file, mode
 
-from harness.testbed.step import NAMES
-from harness.testbed.target import TargetTask
-from vfs import abi
+from harness.testbed.target import TargetTask, TargetUnavailable
 from vfs.abi import (
     AT_FDCWD,
+    AT_RECURSIVE,
+    AT_SYMLINK_NOFOLLOW,
+    CLONE_NEWNS,
     MNT_DETACH,
-    MNT_EXPIRE,
     MS_BIND,
+    MS_MGC_VAL,
     MS_MOVE,
-    MS_NODEV,
     MS_NOEXEC,
-    MS_NOSUID,
-    MS_NOSYMFOLLOW,
+    MS_NOUSER,
+    MS_PRIVATE,
     MS_RDONLY,
     MS_REC,
     MS_REMOUNT,
-    O_CREAT,
-    O_RDONLY,
-    O_RDWR,
-    O_WRONLY,
-    UMOUNT_NOFOLLOW,
+    MS_SHARED,
+    MS_SILENT,
+    MS_SLAVE,
+    MS_UNBINDABLE,
+    O_PATH,
+    ST_NOEXEC,
+    ST_RDONLY,
+    ST_RELATIME,
+    STATX_ATTR_MOUNT_ROOT,
+    STATX_MNT_ID,
+    STATX_MNT_ID_UNIQUE,
 )
 
-
-def tmpfs(task: TargetTask, path: str, flags: int = 0, data: str = "") -> None:
-    task.mount("none", path, "tmpfs", flags, data)
+PROPAGATIONS = (MS_SHARED, MS_PRIVATE, MS_SLAVE, MS_UNBINDABLE)
 
 
 @pytest.fixture
@@ -45,7 +64,7 @@ def mnt(root: TargetTask) -> str:
     return "mnt"
 
 
-# On and off
+# New mounts
 
 
 def test_a_mount_covers_what_was_there_until_it_is_taken_off(root: TargetTask, mnt: str) -> None:
@@ -55,24 +74,6 @@ def test_a_mount_covers_what_was_there_until_it_is_taken_off(root: TargetTask, m
     root.umount2("mnt", 0)
     assert exists(root, "mnt/hidden")
     assert not exists(root, "mnt/f")
-
-
-def test_mounts_stack_and_come_off_topmost_first(root: TargetTask, mnt: str) -> None:
-    tmpfs(root, "mnt")
-    assert not exists(root, "mnt/f")
-    root.umount2("mnt", 0)
-    assert exists(root, "mnt/f")
-
-
-def test_unmounting_the_root_or_the_cwd_means_what_is_stacked_on_it(root: TargetTask) -> None:
-    fd = root.open("f", O_CREAT | O_WRONLY, 0o644)
-    for path in ("/", "."):
-        tmpfs(root, path)
-        fails_with(errno.EAGAIN, root.umount2, path, MNT_EXPIRE)
-        root.umount2(path, 0)
-    root.mount(None, "/", None, MS_REMOUNT, None)
-    root.write(fd, b"still writable")
-    root.close(fd)
 
 
 def test_dotdot_crosses_from_a_mounts_root_to_the_mount_points_parent(
@@ -85,535 +86,63 @@ def test_dotdot_crosses_from_a_mounts_root_to_the_mount_points_parent(
     assert root.getcwd() == b"/"
 
 
-def test_mounting_and_unmounting_need_cap_sys_admin(
-    root: TargetTask, alice: TargetTask, mnt: str
-) -> None:
-    fails_with(errno.EPERM, alice.mount, "none", "/", "tmpfs", 0, "")
-    fails_with(errno.EPERM, alice.umount2, "mnt", 0)
-    fails_with(errno.EPERM, alice.unshare, NAMES["CLONE_NEWNS"])
-
-
-def test_an_unknown_filesystem_type_is_enodev_and_none_is_einval(root: TargetTask) -> None:
-    fails_with(errno.ENODEV, root.mount, "none", "/", "no-such-type", 0, "")
-    fails_with(errno.EINVAL, root.mount, "none", "/", None, 0, "")
-
-
-def test_a_directory_goes_onto_a_directory_and_a_file_onto_a_file(root: TargetTask) -> None:
-    root.mkdir("d", 0o755)
-    make_file(root, "f", b"f")
-    make_file(root, "g", b"g")
-    fails_with(errno.ENOTDIR, root.mount, "none", "f", "tmpfs", 0, "")
-    fails_with(errno.ENOTDIR, root.mount, "d", "f", None, MS_BIND, None)
-    fails_with(errno.ENOTDIR, root.mount, "f", "d", None, MS_BIND, None)
-    root.mount("f", "g", None, MS_BIND, None)
-    assert contents(root, "g") == b"f"
-    root.umount2("g", 0)
-
-
-def test_unmounting_what_is_no_mounts_root_is_einval(root: TargetTask, mnt: str) -> None:
-    root.mkdir("d", 0o755)
-    fails_with(errno.EINVAL, root.umount2, "d", 0)
-    fails_with(errno.EINVAL, root.umount2, "mnt/f", 0)
-    fails_with(errno.ENOENT, root.umount2, "missing", 0)
-    fails_with(errno.EINVAL, root.umount2, "mnt", 0x80)
-
-
-def test_an_open_file_keeps_a_mount_busy(root: TargetTask, mnt: str) -> None:
-    fd = root.open("mnt/f", O_RDONLY, 0)
-    fails_with(errno.EBUSY, root.umount2, "mnt", 0)
-    root.close(fd)
-    root.umount2("mnt", 0)
-
-
-def test_a_cwd_keeps_a_mount_busy(root: TargetTask, mnt: str) -> None:
+def test_dotdot_leaves_a_stack_of_mounts_in_one_step(root: TargetTask, mnt: str) -> None:
+    tmpfs(root, "mnt")
+    tmpfs(root, "mnt")
     root.chdir("mnt")
-    fails_with(errno.EBUSY, root.umount2, "/mnt", 0)
-    root.chdir("/")
-    root.umount2("mnt", 0)
-
-
-def test_a_mount_below_keeps_a_mount_busy(root: TargetTask, mnt: str) -> None:
-    root.mkdir("mnt/d", 0o755)
-    tmpfs(root, "mnt/d")
-    fails_with(errno.EBUSY, root.umount2, "mnt", 0)
-    root.umount2("mnt/d", 0)
-    root.umount2("mnt", 0)
-
-
-def test_a_lazy_unmount_leaves_open_files_and_takes_everything_below_along(
-    root: TargetTask, mnt: str
-) -> None:
-    root.mkdir("mnt/d", 0o755)
-    tmpfs(root, "mnt/d")
-    fd = root.open("mnt/f", O_RDWR, 0)
-    root.umount2("mnt", MNT_DETACH)
-    assert exists(root, "mnt/hidden")
-    assert root.read(fd, 100) == b"on top"
-    root.write(fd, b"!")
-    root.close(fd)
-    fails_with(errno.EINVAL, root.umount2, "mnt", 0)
-
-
-def test_a_cwd_in_a_lazily_unmounted_tree_is_unreachable(root: TargetTask, mnt: str) -> None:
-    root.mkdir("mnt/d", 0o755)
-    root.chdir("mnt/d")
-    root.umount2("/mnt", MNT_DETACH)
-    assert root.getcwd() == b"(unreachable)/d"
-    make_file(root, "../still", b"works")
-    root.chdir("..")
-    assert root.getcwd() == b"(unreachable)/"
-    assert root.stat("..").st_ino == root.stat(".").st_ino
-
-
-def test_umount_nofollow_takes_a_symlink_for_what_it_is(root: TargetTask, mnt: str) -> None:
-    root.symlink("mnt", "link")
-    fails_with(errno.EINVAL, root.umount2, "link", UMOUNT_NOFOLLOW)
-    root.umount2("link", 0)
-    assert exists(root, "mnt/hidden")
-
-
-def test_mnt_expire_takes_two_calls_with_no_use_in_between(root: TargetTask, mnt: str) -> None:
-    fails_with(errno.EAGAIN, root.umount2, "mnt", MNT_EXPIRE)
-    root.stat("mnt/f")
-    fails_with(errno.EAGAIN, root.umount2, "mnt", MNT_EXPIRE)
-    root.umount2("mnt", MNT_EXPIRE)
-    assert exists(root, "mnt/hidden")
-
-
-def test_mnt_expire_of_a_busy_mount_is_ebusy_and_with_detach_einval(
-    root: TargetTask, mnt: str
-) -> None:
-    fd = root.open("mnt/f", O_RDONLY, 0)
-    fails_with(errno.EBUSY, root.umount2, "mnt", MNT_EXPIRE)
-    fails_with(errno.EINVAL, root.umount2, "mnt", MNT_EXPIRE | MNT_DETACH)
-    root.close(fd)
-
-
-def test_mount_points_cannot_be_removed_or_renamed(root: TargetTask, mnt: str) -> None:
-    root.mkdir("d", 0o755)
-    make_file(root, "f")
-    make_file(root, "g")
-    root.mount("f", "g", None, MS_BIND, None)
-    fails_with(errno.EBUSY, root.rmdir, "mnt")
-    fails_with(errno.EBUSY, root.unlink, "g")
-    fails_with(errno.EBUSY, root.rename, "mnt", "other")
-    fails_with(errno.EBUSY, root.rename, "d", "mnt")
-    fails_with(errno.EBUSY, root.rename, "f", "g")
-
-
-def test_names_do_not_cross_mounts(root: TargetTask, mnt: str) -> None:
-    make_file(root, "f")
-    fails_with(errno.EXDEV, root.link, "f", "mnt/g")
-    fails_with(errno.EXDEV, root.rename, "f", "mnt/g")
-
-
-def test_a_deleted_directory_cannot_be_mounted_on(root: TargetTask) -> None:
-    root.mkdir("d", 0o755)
-    root.chdir("d")
-    root.rmdir("/d")
-    fails_with(errno.ENOENT, root.mount, "none", ".", "tmpfs", 0, "")
-
-
-# Binds
-
-
-def test_a_bind_shows_the_same_files_from_a_second_place(root: TargetTask, mnt: str) -> None:
-    root.mkdir("second", 0o755)
-    root.mount("mnt", "second", None, MS_BIND, None)
-    assert root.stat("second/f").st_ino == root.stat("mnt/f").st_ino
-    make_file(root, "second/g", b"both")
-    assert contents(root, "mnt/g") == b"both"
-
-
-def test_a_bind_of_a_subdirectory_ends_dotdot_at_its_mount_point(root: TargetTask) -> None:
-    root.mkdir("a", 0o755)
-    root.mkdir("a/sub", 0o755)
-    root.mkdir("b", 0o755)
-    root.mount("a/sub", "b", None, MS_BIND, None)
-    assert root.stat("b/..").st_ino == root.stat("/").st_ino
-    root.chdir("b")
-    assert root.getcwd() == b"/b"
-
-
-def test_link_and_rename_between_binds_of_one_filesystem_are_exdev(
-    root: TargetTask, mnt: str
-) -> None:
-    root.mkdir("second", 0o755)
-    root.mount("mnt", "second", None, MS_BIND, None)
-    fails_with(errno.EXDEV, root.link, "mnt/f", "second/g")
-    fails_with(errno.EXDEV, root.rename, "mnt/f", "second/g")
-
-
-def test_a_bind_leaves_mounts_below_out_and_a_recursive_one_takes_them(
-    root: TargetTask, mnt: str
-) -> None:
-    root.mkdir("mnt/d", 0o755)
-    tmpfs(root, "mnt/d")
-    make_file(root, "mnt/d/deep")
-    root.mkdir("plain", 0o755)
-    root.mkdir("whole", 0o755)
-    root.mount("mnt", "plain", None, MS_BIND, None)
-    root.mount("mnt", "whole", None, MS_BIND | MS_REC, None)
-    assert not exists(root, "plain/d/deep")
-    assert exists(root, "whole/d/deep")
-
-
-def test_a_directory_that_left_a_binds_tree_has_no_parent_there(root: TargetTask) -> None:
-    for path in ("a", "a/sub", "a/sub/d", "b", "out"):
-        root.mkdir(path, 0o755)
-    root.mount("a/sub", "b", None, MS_BIND, None)
-    root.chdir("b/d")
-    root.rename("/a/sub/d", "/out/d")
-    fails_with(errno.ENOENT, root.stat, "..")
-    assert root.getcwd() == b"(unreachable)/"
-
-
-def test_a_binds_source_must_be_given_and_be_there(root: TargetTask) -> None:
-    fails_with(errno.EINVAL, root.mount, None, "/", None, MS_BIND, None)
-    fails_with(errno.EINVAL, root.mount, "", "/", None, MS_BIND, None)
-    fails_with(errno.ENOENT, root.mount, "missing", "/", None, MS_BIND, None)
-
-
-def test_moving_a_mount_takes_it_away_from_where_it_was(root: TargetTask, mnt: str) -> None:
-    root.mkdir("new", 0o755)
-    fd = root.open("mnt/f", O_RDONLY, 0)
-    root.mount("mnt", "new", None, MS_MOVE, None)
-    assert contents(root, "new/f") == b"on top"
-    assert exists(root, "mnt/hidden")
-    assert root.read(fd, 100) == b"on top"
-    root.close(fd)
-
-
-def test_nothing_can_be_mounted_in_a_tree_that_was_unmounted(root: TargetTask, mnt: str) -> None:
-    root.mkdir("mnt/d", 0o755)
-    root.chdir("mnt")
-    root.umount2("/mnt", abi.MNT_DETACH)
-    fails_with(errno.ENOENT, root.mount, "none", "d", "tmpfs", 0, "")
-    fails_with(errno.ENOENT, root.mount, "d", "d", None, MS_BIND, None)
-    fails_with(errno.ENOENT, root.mount, ".", "d", None, MS_MOVE, None)
-    fails_with(errno.EINVAL, root.mount, "d", "d", None, MS_MOVE, None)
-    fails_with(errno.EINVAL, root.mount, "d", "/mnt", None, MS_BIND, None)
-    fails_with(errno.EINVAL, root.mount, None, ".", None, MS_REMOUNT, None)
-
-
-def test_truncating_on_a_read_only_mount_asks_for_kind_and_permission_first(
-    root: TargetTask, alice: TargetTask, mnt: str
-) -> None:
-    root.mkdir("mnt/d", 0o755)
-    root.mknod("mnt/fifo", abi.S_IFIFO | 0o666, 0)
-    root.mount(None, "mnt", None, MS_REMOUNT | MS_BIND | MS_RDONLY, None)
-    fails_with(errno.EISDIR, alice.truncate, "mnt/d", 0)
-    fails_with(errno.EINVAL, alice.truncate, "mnt/fifo", 0)
-    fails_with(errno.EACCES, alice.truncate, "mnt/f", 0)
-    fails_with(errno.EROFS, root.truncate, "mnt/f", 0)
-
-
-def test_moving_a_mount_below_itself_is_eloop(root: TargetTask, mnt: str) -> None:
-    root.mkdir("mnt/d", 0o755)
-    fails_with(errno.ELOOP, root.mount, "mnt", "mnt/d", None, MS_MOVE, None)
-
-
-def test_only_a_mounts_root_can_be_moved(root: TargetTask, mnt: str) -> None:
-    root.mkdir("d", 0o755)
-    root.mkdir("mnt/sub", 0o755)
-    fails_with(errno.EINVAL, root.mount, "mnt/sub", "d", None, MS_MOVE, None)
-    fails_with(errno.ELOOP, root.mount, "/", "d", None, MS_MOVE, None)
-
-
-# Read-only, per mount and per superblock
-
-
-def every_change_is(number: int, task: TargetTask, top: str) -> None:
-    for call, args in (
-        (task.open, (f"{top}/f", O_WRONLY, 0)),
-        (task.open, (f"{top}/f", O_RDONLY | abi.O_TRUNC, 0)),
-        (task.open, (f"{top}/new", O_CREAT | O_WRONLY, 0o644)),
-        (task.open, (top, abi.O_TMPFILE | O_RDWR, 0o644)),
-        (task.mkdir, (f"{top}/new", 0o755)),
-        (task.mknod, (f"{top}/new", abi.S_IFIFO, 0)),
-        (task.symlink, ("x", f"{top}/new")),
-        (task.link, (f"{top}/f", f"{top}/new")),
-        (task.unlink, (f"{top}/f",)),
-        (task.rmdir, (f"{top}/f",)),
-        (task.rename, (f"{top}/f", f"{top}/new")),
-        (task.chmod, (f"{top}/f", 0o600)),
-        (task.chown, (f"{top}/f", 1, 1)),
-        (task.truncate, (f"{top}/f", 0)),
-        (task.utimensat, (AT_FDCWD, f"{top}/f", None, 0)),
-        (task.setxattr, (f"{top}/f", "user.a", b"", 0)),
-        (task.removexattr, (f"{top}/f", "user.a")),
-        (task.access, (f"{top}/f", abi.W_OK)),
-    ):
-        fails_with(number, call, *args)
-
-
-def test_a_read_only_superblock_refuses_every_change_through_every_mount(
-    root: TargetTask, mnt: str
-) -> None:
-    root.mkdir("second", 0o755)
-    root.mount("mnt", "second", None, MS_BIND, None)
-    root.mount(None, "mnt", None, MS_REMOUNT | MS_RDONLY, None)
-    every_change_is(errno.EROFS, root, "mnt")
-    every_change_is(errno.EROFS, root, "second")
-    assert contents(root, "mnt/f") == b"on top"
-
-
-def test_a_read_only_bind_refuses_every_change_and_the_other_mount_does_not(
-    root: TargetTask, mnt: str
-) -> None:
-    root.mkdir("second", 0o755)
-    root.mount("mnt", "second", None, MS_BIND, None)
-    root.mount(None, "second", None, MS_REMOUNT | MS_BIND | MS_RDONLY, None)
-    every_change_is(errno.EROFS, root, "second")
-    root.mkdir("mnt/new", 0o755)
-    assert exists(root, "second/new")
-
-
-def test_an_existing_name_on_a_read_only_mount_is_eexist_first(root: TargetTask, mnt: str) -> None:
-    root.mount(None, "mnt", None, MS_REMOUNT | MS_RDONLY, None)
-    fails_with(errno.EEXIST, root.mkdir, "mnt/f", 0o755)
-    fails_with(errno.EROFS, root.unlink, "mnt/missing")
-    fails_with(errno.EROFS, root.unlink, "mnt/" + "n" * 256)
-    root.close(root.open("mnt/f", O_CREAT | O_RDONLY, 0o644))
-
-
-def test_a_remount_read_only_is_ebusy_while_a_file_is_open_for_writing(
-    root: TargetTask, mnt: str
-) -> None:
-    fd = root.open("mnt/f", O_WRONLY, 0)
-    fails_with(errno.EBUSY, root.mount, None, "mnt", None, MS_REMOUNT | MS_RDONLY, None)
-    bind = MS_REMOUNT | MS_BIND | MS_RDONLY
-    fails_with(errno.EBUSY, root.mount, None, "mnt", None, bind, None)
-    root.close(fd)
-    root.mount(None, "mnt", None, bind, None)
-
-
-def test_remounting_what_is_no_mounts_root_is_einval(root: TargetTask, mnt: str) -> None:
-    root.mkdir("mnt/d", 0o755)
-    fails_with(errno.EINVAL, root.mount, None, "mnt/d", None, MS_REMOUNT, None)
-    fails_with(errno.EINVAL, root.mount, None, "mnt/d", None, MS_REMOUNT | MS_BIND, None)
-
-
-def test_devices_and_fifos_on_a_read_only_mount_can_be_opened_for_writing(
-    root: TargetTask, mnt: str
-) -> None:
-    root.mknod("mnt/fifo", abi.S_IFIFO | 0o600, 0)
-    root.mount(None, "mnt", None, MS_REMOUNT | MS_RDONLY, None)
-    root.close(root.open("mnt/fifo", O_RDWR, 0))
-    root.access("mnt/fifo", abi.W_OK)
-
-
-# The other flags
-
-
-def test_statfs_shows_the_mounts_flags(root: TargetTask) -> None:
-    root.mkdir("mnt", 0o755)
-    flags = MS_NOSUID | MS_NODEV | MS_NOEXEC | abi.MS_NOATIME | MS_NOSYMFOLLOW | MS_RDONLY
-    tmpfs(root, "mnt", flags)
-    shown = abi.ST_VALID | abi.ST_NOSUID | abi.ST_NODEV | abi.ST_NOEXEC | abi.ST_NOATIME
-    assert root.statfs("mnt").f_flags == shown | abi.ST_NOSYMFOLLOW | abi.ST_RDONLY
-    assert root.statfs("/").f_flags == abi.ST_VALID | abi.ST_RELATIME
-
-
-def test_a_nodev_mount_refuses_devices(root: TargetTask, mnt: str) -> None:
-    root.mknod("mnt/null", abi.S_IFCHR | 0o666, abi.makedev(1, 3))
-    root.mount(None, "mnt", None, MS_REMOUNT | MS_BIND | MS_NODEV, None)
-    fails_with(errno.EACCES, root.open, "mnt/null", O_RDONLY, 0)
-
-
-def test_a_noexec_mount_fails_access_x_ok_for_files_and_not_for_directories(
-    root: TargetTask, mnt: str
-) -> None:
-    make_file(root, "mnt/run", mode=0o755)
-    root.access("mnt/run", abi.X_OK)
-    root.mount(None, "mnt", None, MS_REMOUNT | MS_BIND | MS_NOEXEC, None)
-    fails_with(errno.EACCES, root.access, "mnt/run", abi.X_OK)
-    root.access("mnt", abi.X_OK)
-
-
-def test_a_nosymfollow_mount_follows_none_of_its_symlinks(root: TargetTask, mnt: str) -> None:
-    root.symlink("f", "mnt/link")
-    root.symlink("mnt/f", "outside")
-    root.mount(None, "mnt", None, MS_REMOUNT | MS_BIND | MS_NOSYMFOLLOW, None)
-    fails_with(errno.ELOOP, root.stat, "mnt/link")
-    assert root.readlink("mnt/link") == b"f"
-    assert contents(root, "outside") == b"on top"
-
-
-OLD = ((1000, 0), (2000, 0))
-
-
-def atime_after_read(task: TargetTask, path: str) -> int:
-    fd = task.open(path, O_RDONLY, 0)
-    task.read(fd, 1)
-    task.close(fd)
-    seconds: int = task.stat(path).st_atime_ns // 10**9
-    return seconds
-
-
-def test_relatime_moves_an_atime_older_than_mtime_and_noatime_does_not(
-    root: TargetTask, mnt: str
-) -> None:
-    root.utimensat(AT_FDCWD, "mnt/f", OLD, 0)
-    root.mount(None, "mnt", None, MS_REMOUNT | MS_BIND | abi.MS_NOATIME, None)
-    assert atime_after_read(root, "mnt/f") == 1000
-    root.mount(None, "mnt", None, MS_REMOUNT | MS_BIND | abi.MS_RELATIME, None)
-    assert atime_after_read(root, "mnt/f") > 2000
-
-
-def test_relatime_leaves_a_young_atime_alone_and_strictatime_does_not(
-    root: TargetTask, mnt: str
-) -> None:
-    future = 1 << 32
-    root.utimensat(AT_FDCWD, "mnt/f", ((future, 0), (1, 0)), 0)
-    assert atime_after_read(root, "mnt/f") == future
-    root.mount(None, "mnt", None, MS_REMOUNT | MS_BIND | abi.MS_STRICTATIME, None)
-    assert atime_after_read(root, "mnt/f") < future
-
-
-def test_nodiratime_spares_directories_only(root: TargetTask, mnt: str) -> None:
-    root.mkdir("mnt/d", 0o755)
-    root.utimensat(AT_FDCWD, "mnt/d", OLD, 0)
-    root.utimensat(AT_FDCWD, "mnt/f", OLD, 0)
-    flags = MS_REMOUNT | MS_BIND | abi.MS_NODIRATIME | abi.MS_STRICTATIME
-    root.mount(None, "mnt", None, flags, None)
-    fd = root.open("mnt/d", O_RDONLY, 0)
-    root.getdents64(fd, 1000)
-    root.close(fd)
-    assert root.stat("mnt/d").st_atime_ns == 1000 * 10**9
-    assert atime_after_read(root, "mnt/f") > 2000
-
-
-def test_a_remount_silent_about_atime_keeps_noatime(root: TargetTask, mnt: str) -> None:
-    root.mount(None, "mnt", None, MS_REMOUNT | MS_BIND | abi.MS_NOATIME, None)
-    root.mount(None, "mnt", None, MS_REMOUNT | MS_BIND | MS_NOEXEC, None)
-    assert root.statfs("mnt").f_flags == abi.ST_VALID | abi.ST_NOATIME | abi.ST_NOEXEC
-
-
-# Namespaces
-
-
-def test_a_new_namespace_is_a_copy_and_mounts_in_it_stay_in_it(root: TargetTask, mnt: str) -> None:
-    other = root.clone("other", NAMES["CLONE_NEWNS"])
-    assert contents(other, "mnt/f") == b"on top"
-    other.umount2("mnt", 0)
-    assert not exists(other, "mnt/f")
-    assert exists(root, "mnt/f")
-    root.mkdir("late", 0o755)
-    tmpfs(root, "late")
-    make_file(root, "late/f")
-    assert not exists(other, "late/f")
-
-
-def test_unshare_moves_root_and_cwd_onto_the_copies(root: TargetTask, mnt: str) -> None:
-    root.chdir("mnt")
-    other = root.clone("other")
-    root.unshare(NAMES["CLONE_NEWNS"])
     assert root.getcwd() == b"/mnt"
-    root.chdir("/")
-    root.umount2("mnt", 0)
-    assert exists(other, "/mnt/f")
-
-
-def test_a_file_from_another_namespaces_mount_cannot_be_mounted(root: TargetTask, mnt: str) -> None:
-    other = root.clone("other", NAMES["CLONE_NEWNS"])
-    root.mkdir("d", 0o755)
-    fd = root.open("mnt", O_RDONLY, 0)
-    heir = root.clone("heir", NAMES["CLONE_NEWNS"])
-    heir.fchdir(fd)
-    fails_with(errno.EINVAL, heir.mount, ".", "/d", None, MS_BIND, None)
-    fails_with(errno.EINVAL, heir.umount2, ".", 0)
-    fails_with(errno.EINVAL, heir.mount, "none", ".", "tmpfs", 0, "")
-    other.exit()
-
-
-def test_removing_a_directory_mounted_on_elsewhere_only_detaches_that_mount(
-    root: TargetTask,
-) -> None:
-    root.mkdir("d", 0o755)
-    other = root.clone("other", NAMES["CLONE_NEWNS"])
-    tmpfs(other, "d")
-    make_file(other, "d/f")
-    root.rmdir("d")
-    assert not exists(other, "d")
-
-
-def test_clone_newns_with_clone_fs_is_einval(root: TargetTask) -> None:
-    both = NAMES["CLONE_NEWNS"] | NAMES["CLONE_FS"]
-    fails_with(errno.EINVAL, root.clone, "other", both)
-
-
-# chroot and pivot_root
-
-
-def test_chroot_needs_cap_sys_chroot_and_a_directory(root: TargetTask, alice: TargetTask) -> None:
-    make_file(root, "f")
-    fails_with(errno.EPERM, alice.chroot, "/")
-    fails_with(errno.ENOTDIR, root.chroot, "f")
-    fails_with(errno.ENOENT, root.chroot, "missing")
-
-
-def test_pivot_root_swaps_the_roots(root: TargetTask, mnt: str) -> None:
-    root.mkdir("mnt/old", 0o755)
-    root.pivot_root("mnt", "mnt/old")
-    assert contents(root, "/f") == b"on top"
-    assert exists(root, "/old/mnt")
+    root.chdir("..")
     assert root.getcwd() == b"/"
-    root.umount2("/old", MNT_DETACH)
-    assert not exists(root, "/old/mnt")
 
 
-def test_pivot_root_dot_dot_stacks_the_old_root_on_the_new(root: TargetTask, mnt: str) -> None:
-    root.chdir("mnt")
-    root.pivot_root(".", ".")
-    root.umount2(".", MNT_DETACH)
-    root.chdir("/")
-    assert contents(root, "/f") == b"on top"
+def test_each_mount_of_a_type_is_a_filesystem_of_its_own(root: TargetTask, mnt: str) -> None:
+    marked(root, "other", "o")
+    assert root.stat("mnt").st_dev != root.stat("other").st_dev
+    assert not exists(root, "other/f")
 
 
-def test_pivot_root_moves_every_task_that_stood_at_the_old_root(root: TargetTask, mnt: str) -> None:
-    at_root = root.clone("at_root")
-    elsewhere = root.clone("elsewhere")
-    root.mkdir("d", 0o755)
-    elsewhere.chdir("d")
-    root.mkdir("mnt/old", 0o755)
-    root.pivot_root("mnt", "mnt/old")
-    assert exists(at_root, "f")
-    assert exists(at_root, "/f")
-    assert elsewhere.getcwd() == b"/old/d"
+def test_each_mount_has_its_own_id_and_a_file_has_its_mounts(root: TargetTask, mnt: str) -> None:
+    root.mkdir("copy", 0o755)
+    bind(root, "mnt", "copy")
+    ids = {mount_id(root, path) for path in ("/", "mnt", "copy")}
+    assert len(ids) == 3
+    assert mount_id(root, "mnt/f") == mount_id(root, "mnt")
 
 
-def test_pivot_root_wants_a_mount_other_than_the_root(root: TargetTask, mnt: str) -> None:
-    root.mkdir("d", 0o755)
-    root.mkdir("mnt/old", 0o755)
-    fails_with(errno.EBUSY, root.pivot_root, "d", "d")
-    fails_with(errno.EBUSY, root.pivot_root, "/", "/")
-    fails_with(errno.EBUSY, root.pivot_root, "mnt", "d")
-    fails_with(errno.EINVAL, root.pivot_root, "mnt/old", "mnt/old")
-    make_file(root, "mnt/file")
-    fails_with(errno.ENOTDIR, root.pivot_root, "mnt", "mnt/file")
+def test_statx_tells_the_root_of_a_mount(root: TargetTask, mnt: str) -> None:
+    make_file(root, "g")
+    bind(root, "mnt/f", "g")
+    root.symlink("mnt", "link")
+    roots = {"/": True, "mnt": True, "mnt/f": False, "g": True, "link": True, "mnt/..": True}
+    for path, is_root in roots.items():
+        found = root.statx(AT_FDCWD, path, 0, 0)
+        assert found.stx_attributes_mask & STATX_ATTR_MOUNT_ROOT
+        assert bool(found.stx_attributes & STATX_ATTR_MOUNT_ROOT) is is_root, path
+    link = root.statx(AT_FDCWD, "link", AT_SYMLINK_NOFOLLOW, 0)
+    assert not link.stx_attributes & STATX_ATTR_MOUNT_ROOT
 
 
-def test_pivot_root_wants_put_old_below_new_root(root: TargetTask, mnt: str) -> None:
-    root.mkdir("second", 0o755)
-    tmpfs(root, "second")
-    fails_with(errno.EINVAL, root.pivot_root, "mnt", "second")
-
-
-def test_pivot_root_needs_cap_sys_admin(alice: TargetTask) -> None:
-    fails_with(errno.EPERM, alice.pivot_root, "/", "/")
-
-
-def test_the_root_mount_itself_cannot_be_unmounted_lazily_by_a_chrooted_task_without_parent(
+def test_statx_tells_one_mount_id_or_the_other_and_the_unique_one_if_asked_for_both(
     root: TargetTask, mnt: str
 ) -> None:
-    jailed = root.clone("jailed")
-    jailed.chroot("mnt")
-    jailed.chdir("/")
-    fails_with(errno.ENOENT, jailed.stat, "/mnt")
-    jailed.umount2("/", MNT_DETACH)
-    assert exists(root, "mnt/hidden")
-    assert contents(jailed, "/f") == b"on top"
+    old = root.statx(AT_FDCWD, "mnt/f", 0, STATX_MNT_ID)
+    new = root.statx(AT_FDCWD, "mnt/f", 0, STATX_MNT_ID_UNIQUE)
+    both = root.statx(AT_FDCWD, "mnt/f", 0, STATX_MNT_ID | STATX_MNT_ID_UNIQUE)
+    asked = STATX_MNT_ID | STATX_MNT_ID_UNIQUE
+    assert old.stx_mask & asked == STATX_MNT_ID
+    assert new.stx_mask & asked == both.stx_mask & asked == STATX_MNT_ID_UNIQUE
+    assert new.stx_mnt_id == both.stx_mnt_id > 1 << 31
+    assert old.stx_mnt_id < 1 << 31
+    assert f"\n{old.stx_mnt_id} ".encode() in b"\n" + root.mountinfo()
+
+
+def test_a_unique_mount_id_is_never_used_again(root: TargetTask, mnt: str) -> None:
+    seen = {mount_id(root, "mnt")}
+    for count in range(4):
+        root.umount2("mnt", 0)
+        tmpfs(root, "mnt")
+        seen.add(mount_id(root, "mnt"))
+        assert len(seen) == count + 2
 
 
 def test_mounting_over_the_root_of_a_mount_hides_it_from_walks_not_from_its_cwd(
@@ -624,3 +153,284 @@ def test_mounting_over_the_root_of_a_mount_hides_it_from_walks_not_from_its_cwd(
     assert not exists(root, "/mnt/f")
     assert exists(root, "f")
     assert mode(root, "/mnt") == 0o1777
+
+
+def test_a_mount_on_the_root_is_seen_by_dotdot_only(root: TargetTask) -> None:
+    make_file(root, "below")
+    tmpfs(root, "/")
+    assert exists(root, "/below")
+    assert exists(root, "below")
+    make_file(root, "/../on_top")
+    assert not exists(root, "/on_top")
+    assert not exists(root, "/../below")
+
+
+def test_a_mount_on_dotdot_lands_on_the_parent_directory(root: TargetTask) -> None:
+    root.mkdir("a", 0o755)
+    root.mkdir("a/b", 0o755)
+    root.chdir("a/b")
+    tmpfs(root, "..")
+    make_file(root, "/a/on_top")
+    assert not exists(root, "/a/b")
+    assert root.getcwd() == b"/a/b"
+    assert exists(root, "../on_top")
+
+
+def test_the_cwd_can_be_mounted_on(root: TargetTask) -> None:
+    root.mkdir("d", 0o755)
+    root.chdir("d")
+    tmpfs(root, ".")
+    make_file(root, "/d/on_top")
+    assert not exists(root, "on_top")
+    assert exists(root, "../d/on_top")
+
+
+def test_a_mount_is_put_where_a_symlink_leads(root: TargetTask) -> None:
+    root.mkdir("d", 0o755)
+    root.symlink("d", "link")
+    tmpfs(root, "link")
+    make_file(root, "d/f")
+    assert exists(root, "link/f")
+    root.symlink("nowhere", "dangling")
+    fails_with(errno.ENOENT, tmpfs, root, "dangling")
+
+
+def test_mount_needs_cap_sys_admin_after_the_target_and_before_the_rest(
+    root: TargetTask, alice: TargetTask, mnt: str
+) -> None:
+    all_fail_with(
+        errno.EPERM,
+        alice.mount,
+        ("none", "/", "tmpfs", 0, ""),
+        ("none", "/", "no-such-type", 0, ""),
+        ("none", "/", None, 0, ""),
+        ("missing", "/", None, MS_BIND, None),
+        ("mnt", "/", None, MS_MOVE, None),
+        (None, "mnt", None, MS_SHARED | MS_PRIVATE, None),
+    )
+    fails_with(errno.ENOENT, alice.mount, "none", "missing", "tmpfs", 0, "")
+    fails_with(errno.EINVAL, alice.mount, "none", "/", "tmpfs", MS_NOUSER, "")
+
+
+def test_an_unknown_filesystem_type_is_enodev_and_none_is_einval(root: TargetTask) -> None:
+    fails_with(errno.ENODEV, root.mount, "none", "/", "no-such-type", 0, "")
+    fails_with(errno.ENODEV, root.mount, "none", "/", "", 0, "")
+    fails_with(errno.EINVAL, root.mount, "none", "/", None, 0, "")
+
+
+def test_the_target_is_looked_up_before_the_type_and_the_source(root: TargetTask) -> None:
+    fails_with(errno.ENOENT, root.mount, "none", "missing", "no-such-type", 0, "")
+    fails_with(errno.ENOENT, root.mount, "none", "", "tmpfs", 0, "")
+    fails_with(errno.ENOENT, root.mount, None, "missing", None, MS_BIND, None)
+
+
+@pytest.mark.parametrize("source", [None, "", "none", "/no/such/thing"])
+def test_a_filesystem_without_a_device_takes_any_source(
+    root: TargetTask, source: str | None
+) -> None:
+    root.mkdir("d", 0o755)
+    root.mount(source, "d", "tmpfs", 0, None)
+    make_file(root, "d/f")
+    assert exists(root, "d/f")
+
+
+def test_a_bad_option_fails_a_mount_and_leaves_nothing(root: TargetTask) -> None:
+    root.mkdir("d", 0o755)
+    fails_with(errno.EINVAL, tmpfs, root, "d", 0, "no_such_option")
+    fails_with(errno.EINVAL, tmpfs, root, "d", 0, "mode=9")
+    fails_with(errno.EINVAL, root.umount2, "d", 0)
+
+
+def test_the_same_filesystem_twice_in_one_place_is_ebusy_unless_bound(
+    root: TargetTask,
+) -> None:
+    not_in_a_user_namespace(root)
+    devtmpfs = only_one_of_a_kind(root)
+    root.mkdir("d", 0o755)
+    root.mkdir("e", 0o755)
+    root.mount("none", "d", devtmpfs, 0, None)
+    fails_with(errno.EBUSY, root.mount, "none", "d", devtmpfs, 0, None)
+    root.mount("none", "e", devtmpfs, 0, None)
+    assert root.stat("d").st_dev == root.stat("e").st_dev
+    bind(root, "d", "d")
+    fails_with(errno.EBUSY, root.mount, "none", "d", devtmpfs, 0, None)
+    tmpfs(root, "d")
+    root.mount("none", "d", devtmpfs, 0, None)
+    for _ in range(4):
+        root.umount2("d", 0)
+
+
+def test_a_directory_goes_onto_a_directory_and_a_file_onto_a_file(root: TargetTask) -> None:
+    root.mkdir("d", 0o755)
+    make_file(root, "f", b"f")
+    make_file(root, "g", b"g")
+    fails_with(errno.ENOTDIR, tmpfs, root, "f")
+    fails_with(errno.ENOTDIR, bind, root, "d", "f")
+    fails_with(errno.ENOTDIR, bind, root, "f", "d")
+    bind(root, "f", "g")
+    assert contents(root, "g") == b"f"
+    root.umount2("g", 0)
+
+
+def test_a_fifo_can_be_mounted_on_and_shown_elsewhere(root: TargetTask) -> None:
+    root.mknod("fifo", 0o010600, 0)
+    make_file(root, "f", b"regular")
+    bind(root, "f", "fifo")
+    assert contents(root, "fifo") == b"regular"
+    root.umount2("fifo", 0)
+    bind(root, "fifo", "f")
+    assert root.stat("f").st_mode == 0o010600
+
+
+def test_a_deleted_directory_or_file_cannot_be_mounted_on(root: TargetTask) -> None:
+    root.mkdir("d", 0o755)
+    root.mkdir("e", 0o755)
+    root.chdir("d")
+    root.rmdir("/d")
+    fails_with(errno.ENOENT, tmpfs, root, ".")
+    fails_with(errno.ENOENT, bind, root, "/e", ".")
+
+
+def test_nothing_can_be_mounted_on_a_mount_of_another_namespace(root: TargetTask, mnt: str) -> None:
+    root.mkdir("mnt/d", 0o755)
+    root.mkdir("d", 0o755)
+    fd = root.open("mnt/d", O_PATH, 0)
+    other = root.clone("other", CLONE_NEWNS)
+    other.fchdir(fd)
+    fails_with(errno.EINVAL, tmpfs, other, ".")
+    fails_with(errno.EINVAL, bind, other, "/d", ".")
+    fails_with(errno.EINVAL, move, other, "/mnt", ".")
+    root.close(fd)
+
+
+def test_nothing_can_be_mounted_in_a_tree_that_was_unmounted(root: TargetTask, mnt: str) -> None:
+    root.mkdir("mnt/d", 0o755)
+    root.chdir("mnt")
+    root.umount2("/mnt", MNT_DETACH)
+    fails_with(errno.ENOENT, tmpfs, root, "d")
+    fails_with(errno.ENOENT, bind, root, "d", "d")
+    fails_with(errno.ENOENT, move, root, ".", "d")
+    fails_with(errno.EINVAL, move, root, "d", "d")
+    fails_with(errno.EINVAL, bind, root, "d", "/mnt")
+    fails_with(errno.EINVAL, root.mount, None, ".", None, MS_REMOUNT, None)
+
+
+# Flags that decide what the call does
+
+
+def test_the_old_magic_number_in_the_flags_is_discarded(root: TargetTask) -> None:
+    root.mkdir("d", 0o755)
+    tmpfs(root, "d", MS_MGC_VAL | MS_RDONLY)
+    assert flags_of(root, "d") == ST_RDONLY | ST_RELATIME
+    root.mkdir("e", 0o755)
+    bind(root, "d", "e", MS_MGC_VAL)
+    assert mount_id(root, "e") != mount_id(root, "/")
+
+
+def test_another_magic_number_is_taken_for_flags(root: TargetTask) -> None:
+    fails_with(errno.EINVAL, tmpfs, root, "/", MS_MGC_VAL + (1 << 16))
+
+
+@pytest.mark.parametrize("with_flag", [0, MS_BIND, MS_MOVE, MS_REMOUNT, MS_PRIVATE])
+def test_ms_nouser_is_einval_with_everything(root: TargetTask, mnt: str, with_flag: int) -> None:
+    fails_with(errno.EINVAL, root.mount, "mnt", "mnt", "tmpfs", MS_NOUSER | with_flag, None)
+
+
+@pytest.mark.parametrize("one", PROPAGATIONS)
+@pytest.mark.parametrize("two", PROPAGATIONS)
+def test_two_propagation_types_at_once_are_einval(root: TargetTask, one: int, two: int) -> None:
+    if one == two:
+        propagation(root, "/", one | MS_REC | MS_SILENT)
+    else:
+        fails_with(errno.EINVAL, propagation, root, "/", one | two)
+        fails_with(errno.EINVAL, propagation, root, "/", one | two | MS_REC)
+
+
+@pytest.mark.parametrize("extra", [MS_RDONLY, MS_NOEXEC, MS_MOVE])
+def test_a_propagation_type_with_any_flag_but_rec_and_silent_is_einval(
+    root: TargetTask, mnt: str, extra: int
+) -> None:
+    fails_with(errno.EINVAL, root.mount, "mnt", "mnt", None, MS_SHARED | extra, None)
+
+
+def test_the_propagation_of_what_is_no_mounts_root_is_einval(root: TargetTask, mnt: str) -> None:
+    for kind in PROPAGATIONS:
+        fails_with(errno.EINVAL, propagation, root, "mnt/f", kind)
+
+
+def test_remount_wins_over_propagation_and_move(root: TargetTask, mnt: str) -> None:
+    root.mkdir("d", 0o755)
+    root.mount("mnt", "mnt", None, MS_REMOUNT | MS_MOVE | MS_NOEXEC, None)
+    assert flags_of(root, "mnt") == ST_NOEXEC | ST_RELATIME
+    root.mount("mnt", "mnt", None, MS_REMOUNT | MS_SHARED | MS_PRIVATE, None)
+    assert flags_of(root, "mnt") == ST_RELATIME
+    fails_with(errno.EINVAL, root.mount, "mnt", "d", None, MS_REMOUNT | MS_BIND, None)
+
+
+def test_bind_wins_over_propagation_and_move(root: TargetTask, mnt: str) -> None:
+    root.mkdir("d", 0o755)
+    root.mount("mnt", "d", None, MS_BIND | MS_MOVE | MS_SHARED | MS_PRIVATE, None)
+    assert exists(root, "mnt/f")
+    assert exists(root, "d/f")
+
+
+def test_the_type_is_not_looked_at_where_none_is_needed(root: TargetTask, mnt: str) -> None:
+    root.mkdir("d", 0o755)
+    root.mount("mnt", "d", "no-such-type", MS_BIND, "no_such_option")
+    root.mount(None, "d", "no-such-type", MS_REMOUNT | MS_BIND | MS_RDONLY, "no_such_option")
+    root.mount(None, "d", "no-such-type", MS_PRIVATE, "no_such_option")
+    root.mkdir("e", 0o755)
+    root.mount("d", "e", "no-such-type", MS_MOVE, "no_such_option")
+    assert flags_of(root, "e") == ST_RDONLY | ST_RELATIME
+
+
+# The limit on mounts of a namespace
+
+
+LIMIT = 1000
+
+
+@pytest.fixture
+def crowded(root: TargetTask) -> str:
+    """``/tree`` with more mounts in it than half of fs.mount-max, which is ``LIMIT``."""
+    try:
+        root.target.set_sysctl("mount_max", LIMIT)
+    except TargetUnavailable as error:
+        pytest.skip(str(error))
+    root.mkdir("tree", 0o755)
+    tmpfs(root, "tree")
+    for count in range(9):
+        root.mkdir(f"tree/{count}", 0o755)
+        rbind(root, "tree", f"tree/{count}")
+    return "tree"
+
+
+def test_a_recursive_bind_beyond_the_limit_of_a_namespace_is_enospc_and_adds_nothing(
+    root: TargetTask, crowded: str
+) -> None:
+    root.mkdir("d", 0o755)
+    fails_with(errno.ENOSPC, rbind, root, "tree", "d")
+    fails_with(errno.EINVAL, root.umount2, "d", 0)
+    bind(root, "tree", "d")
+    assert exists(root, "d/0")
+
+
+def test_the_limit_counts_each_namespace_by_itself_and_what_is_unmounted_no_more(
+    root: TargetTask, crowded: str
+) -> None:
+    other = root.clone("other", CLONE_NEWNS)
+    root.mkdir("d", 0o755)
+    fails_with(errno.ENOSPC, rbind, other, "tree", "d")
+    root.umount2("tree/8", MNT_DETACH)
+    rbind(root, "tree", "d")
+    fails_with(errno.ENOSPC, rbind, other, "tree", "d")
+
+
+def test_a_detached_tree_counts_only_when_it_is_attached(root: TargetTask, crowded: str) -> None:
+    root.mkdir("d", 0o755)
+    fd = clone_tree(root, "tree", AT_RECURSIVE)
+    fails_with(errno.ENOSPC, attach, root, fd, "d")
+    root.umount2("tree", MNT_DETACH)
+    attach(root, fd, "d")
+    assert exists(root, "d/8/7")
+    root.close(fd)

@@ -334,6 +334,7 @@ def times_of(task: TargetTask, *paths: str) -> list[tuple[int, int, int]]:
     return [(stat.st_atime_ns, stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats]
 
 
+@pytest.mark.usefixtures("every_id")
 @pytest.mark.parametrize("operation", TIMES)
 def test_each_operation_moves_its_times_and_no_others(root: TargetTask, operation: str) -> None:
     perform, *expected = TIMES[operation]

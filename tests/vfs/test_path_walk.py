@@ -213,6 +213,7 @@ def test_names_are_bytes(root: TargetTask) -> None:
 # Descriptors as starting points
 
 
+@pytest.mark.usefixtures("every_id")
 def test_at_empty_path_means_the_descriptor(root: TargetTask) -> None:
     make_file(root, "f", b"abc")
     fd = root.open("f", O_RDONLY, 0)

@@ -103,6 +103,7 @@ def test_an_owner_may_give_a_file_to_a_group_of_their_own_only(
     assert root.stat("f").st_gid == 100
 
 
+@pytest.mark.usefixtures("every_id")
 def test_chown_minus_one_leaves_the_id(root: TargetTask) -> None:
     make_file(root, "f")
     root.chown("f", 5, 6)
@@ -220,6 +221,7 @@ def test_a_write_by_a_user_drops_suid_and_executable_sgid(
     assert mode(root, "f") == 0o777
 
 
+@pytest.mark.usefixtures("every_id")
 def test_a_write_by_root_keeps_set_id_bits(root: TargetTask) -> None:
     set_id_file(root)
     root.write(root.open("f", O_WRONLY, 0), b"new")
@@ -251,6 +253,7 @@ def test_truncating_drops_set_id_bits_by_each_of_its_ways(
     assert mode(root, "f") == 0o777
 
 
+@pytest.mark.usefixtures("every_id")
 def test_chown_drops_suid_and_executable_sgid_even_for_root(root: TargetTask) -> None:
     set_id_file(root)
     root.chown("f", 5, 5)
@@ -267,12 +270,14 @@ def test_chown_of_nothing_drops_set_id_bits_and_is_the_owners_if_there_are_any(
     alice.chown("f", -1, -1)
 
 
+@pytest.mark.usefixtures("every_id")
 def test_chown_keeps_the_sgid_of_what_the_group_cannot_execute_for_root(root: TargetTask) -> None:
     set_id_file(root, 0o2767)
     root.chown("f", 5, 5)
     assert mode(root, "f") == 0o2767
 
 
+@pytest.mark.usefixtures("every_id")
 def test_chown_of_a_directory_keeps_its_bits(root: TargetTask) -> None:
     root.mkdir("d", 0o755)
     root.chmod("d", 0o6755)
@@ -441,6 +446,7 @@ def test_user_xattrs_follow_the_files_permissions_and_trusted_ones_hide(
     assert alice.listxattr("f") == [b"user.a"]
 
 
+@pytest.mark.usefixtures("every_id")
 def test_user_xattrs_are_for_files_and_directories_only(root: TargetTask) -> None:
     root.symlink("x", "link")
     root.mknod("fifo", abi.S_IFIFO | 0o666, 0)

@@ -24,11 +24,12 @@ from vfs import abi
 from vfs.credentials import Credentials
 from vfs.dentry import Dentry
 from vfs.errors import WouldBlock
+from vfs.fs_context import FilesystemContext
 from vfs.inode import Inode
 from vfs.mount import Mount
 from vfs.operations import vfs_open, vfs_read, vfs_write
 from vfs.pipe import FIONREAD, PIPE_BUF, PIPE_CAPACITY, PipeFile
-from vfs.superblock import DCACHE_PINNED, FilesystemContext, FilesystemType, Superblock
+from vfs.superblock import DCACHE_PINNED, FilesystemType, Superblock
 from vfs.task import Task
 from vfs.virtual_filesystem import VirtualFilesystem
 
@@ -40,7 +41,7 @@ class BareType(FilesystemType):
 
     name = "bare"
 
-    def mount(self, context: FilesystemContext) -> Superblock:
+    def get_tree(self, context: FilesystemContext) -> Superblock:
         superblock = Superblock(context, magic=0x62617265, dcache=DCACHE_PINNED)
         superblock.root = Dentry.make_root(superblock, Inode(superblock, abi.S_IFDIR | 0o755))
         return superblock

@@ -13,11 +13,11 @@ from vfs import Credentials, VirtualFilesystem, abi
 from vfs.clock import VirtualClock
 from vfs.dentry import Dentry
 from vfs.errors import InvariantViolation
+from vfs.fs_context import FilesystemContext, Parameter
 from vfs.inode import Inode
 from vfs.superblock import (
     DCACHE_REVALIDATE,
     DCACHE_VALID,
-    FilesystemContext,
     FilesystemType,
     Superblock,
 )
@@ -58,8 +58,14 @@ class NumbersType(FilesystemType):
 
     name = "numbers"
 
-    def mount(self, context: FilesystemContext) -> Superblock:
-        revalidates = ("revalidate", None) in context.options
+    def parse_parameter(self, context: FilesystemContext, parameter: Parameter) -> bool:
+        if parameter.key != "revalidate":
+            return False
+        context.fs_private = parameter
+        return True
+
+    def get_tree(self, context: FilesystemContext) -> Superblock:
+        revalidates = context.fs_private is not None
         policy = DCACHE_REVALIDATE if revalidates else DCACHE_VALID
         superblock = Superblock(context, magic=MAGIC, dcache=policy)
         kind = Vanishing if revalidates else Numbers

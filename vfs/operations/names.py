@@ -10,6 +10,7 @@ from vfs.credentials import CAP_MKNOD
 from vfs.errors import oserror
 from vfs.inode import Inode
 from vfs.mount import Mount, VirtualDentry
+from vfs.mount_tree import detach_mounts
 from vfs.namei import step
 from vfs.permission import (
     inode_permission,
@@ -18,6 +19,7 @@ from vfs.permission import (
     owner_or_capable,
     prepare_mode,
 )
+from vfs.user_namespace import INITIAL_USER_NAMESPACE
 
 if TYPE_CHECKING:
     from vfs.credentials import Credentials
@@ -138,7 +140,7 @@ def vfs_mknod(
         return instantiate(parent.dentry, name, directory.create(name, mode, cred))
     is_whiteout = kind == abi.S_IFCHR and rdev == 0
     if kind in (abi.S_IFCHR, abi.S_IFBLK) and not is_whiteout:
-        cred.require(CAP_MKNOD)
+        cred.ns_require(INITIAL_USER_NAMESPACE, CAP_MKNOD)
     rdev = rdev if kind in (abi.S_IFCHR, abi.S_IFBLK) else 0
     return instantiate(parent.dentry, name, directory.mknod(name, mode, rdev, cred))
 
@@ -228,20 +230,22 @@ def _find_victim(parent: VirtualDentry, name: bytes) -> Dentry:
     return victim
 
 
-def _is_local_mountpoint(mount: Mount, dentry: Dentry) -> bool:
-    """Linux: ``is_local_mountpoint``: whether the caller's namespace has a mount on ``dentry``."""
-    namespace = mount.namespace
-    if not dentry.mounted or namespace is None:
-        return False
-    return any(dentry in other.children for other in namespace.mounts.values())
+def _refuse_mountpoint(mount: Mount, dentry: Dentry) -> None:
+    """Linux: ``is_local_mountpoint``. Raises: EBUSY if the caller's namespace has a mount on
+    ``dentry``; a caller that is no task sees what ``mount`` is in.
+    """
+    if dentry.mounted:
+        vfs = dentry.superblock.vfs
+        namespace = mount.namespace if vfs.current is None else vfs.current.namespace
+        if namespace and any(on.namespace is namespace for on in vfs.mountpoints[dentry]):
+            raise oserror(errno.EBUSY)
 
 
 def _forget_name(dentry: Dentry) -> None:
     """The name is gone from the filesystem: mounts elsewhere leave it, the cache forgets it."""
-    vfs = dentry.superblock.vfs
     if dentry.mounted:
-        vfs.detach_mounts(dentry)
-    vfs.dcache.delete(dentry)
+        detach_mounts(dentry)
+    dentry.superblock.vfs.dcache.delete(dentry)
 
 
 def vfs_unlink(
@@ -258,8 +262,7 @@ def vfs_unlink(
         if trailing:
             raise oserror(errno.EISDIR if inode.is_dir else errno.ENOTDIR)
         may_delete(parent.dentry, victim, cred, is_dir=False)
-        if _is_local_mountpoint(parent.mount, victim):
-            raise oserror(errno.EBUSY)
+        _refuse_mountpoint(parent.mount, victim)
         parent.inode.unlink(name, inode)
         _forget_name(victim)
 
@@ -272,8 +275,7 @@ def vfs_rmdir(parent: VirtualDentry, name: bytes, cred: Credentials) -> None:
         raise oserror({b"": errno.EBUSY, b".": errno.EINVAL, b"..": errno.ENOTEMPTY}[name])
     with _find_victim(parent, name) as victim:
         may_delete(parent.dentry, victim, cred, is_dir=True)
-        if _is_local_mountpoint(parent.mount, victim):
-            raise oserror(errno.EBUSY)
+        _refuse_mountpoint(parent.mount, victim)
         inode = victim.inode
         assert inode is not None
         parent.inode.rmdir(name, inode)
@@ -361,10 +363,8 @@ def _rename(
             inode_permission(old_inode, cred, abi.W_OK)
         if exchange and new_inode is not None and new_inode.is_dir:
             inode_permission(new_inode, cred, abi.W_OK)
-    if _is_local_mountpoint(old_parent.mount, old) or (
-        new is not None and _is_local_mountpoint(old_parent.mount, new)
-    ):
-        raise oserror(errno.EBUSY)
+    for dentry in filter(None, (old, new)):
+        _refuse_mountpoint(old_parent.mount, dentry)
     old_name = old.name
     whiteout = old_directory.rename(
         old_name, old_inode, new_directory, new_name, new_inode, flags, cred

@@ -50,8 +50,8 @@ def vfs_open(
         mount.want_write()
     if check:
         _may_open(mount, inode, flags, cred)
-    elif kind in (abi.S_IFCHR, abi.S_IFBLK) and mount.flags & abi.MS_NODEV:
-        raise oserror(errno.EACCES)
+    elif kind in (abi.S_IFCHR, abi.S_IFBLK):
+        _may_open_device(mount)
     if flags & abi.O_ACCMODE != abi.O_RDONLY and not inode.is_special:
         mount.want_write()
     vfs = inode.superblock.vfs
@@ -87,8 +87,8 @@ def _may_open(mount: Mount, inode: Inode, flags: int, cred: Credentials) -> None
     if kind == abi.S_IFDIR:
         if mask & abi.W_OK:
             raise oserror(errno.EISDIR)
-    elif kind in (abi.S_IFCHR, abi.S_IFBLK) and mount.flags & abi.MS_NODEV:
-        raise oserror(errno.EACCES)
+    elif kind in (abi.S_IFCHR, abi.S_IFBLK):
+        _may_open_device(mount)
     inode_permission(inode, cred, mask)
     if inode.flags & abi.FS_APPEND_FL and (
         (access != abi.O_RDONLY and not flags & abi.O_APPEND) or flags & abi.O_TRUNC
@@ -96,3 +96,9 @@ def _may_open(mount: Mount, inode: Inode, flags: int, cred: Credentials) -> None
         raise oserror(errno.EPERM)
     if flags & abi.O_NOATIME and not owner_or_capable(inode, cred):
         raise oserror(errno.EPERM)
+
+
+def _may_open_device(mount: Mount) -> None:
+    """Linux: ``may_open_dev``. Raises: EACCES."""
+    if mount.flags & abi.MS_NODEV or mount.superblock.nodev:
+        raise oserror(errno.EACCES)

@@ -84,6 +84,7 @@ _ST_FLAGS = (
     (abi.MS_NODEV, abi.ST_NODEV),
     (abi.MS_NOEXEC, abi.ST_NOEXEC),
     (abi.MS_SYNCHRONOUS, abi.ST_SYNCHRONOUS),
+    (abi.MS_MANDLOCK, abi.ST_MANDLOCK),
     (abi.MS_NOATIME, abi.ST_NOATIME),
     (abi.MS_NODIRATIME, abi.ST_NODIRATIME),
     (abi.MS_RELATIME, abi.ST_RELATIME),
@@ -109,7 +110,7 @@ class AttributeSyscalls(SyscallBase):
         lookup = self._at_flags(
             flags, abi.AT_SYMLINK_NOFOLLOW | abi.AT_NO_AUTOMOUNT | abi.AT_EMPTY_PATH
         )
-        with self.vfs.lock, self._lookup(dirfd, path, lookup) as found:
+        with self.lock, self._lookup(dirfd, path, lookup) as found:
             return stat_of(found.inode)
 
     def stat(self, path: Path) -> Stat:
@@ -122,7 +123,7 @@ class AttributeSyscalls(SyscallBase):
 
     def fstat(self, fd: int) -> Stat:
         """fstat(2). Raises: EBADF."""
-        with self.vfs.lock:
+        with self.lock:
             return stat_of(self.files.get_file(fd).inode)
 
     def statx(
@@ -138,38 +139,46 @@ class AttributeSyscalls(SyscallBase):
             flags & ~abi.AT_STATX_SYNC_TYPE,
             abi.AT_SYMLINK_NOFOLLOW | abi.AT_NO_AUTOMOUNT | abi.AT_EMPTY_PATH,
         )
-        with self.vfs.lock, self._lookup(dirfd, path, lookup) as found:
+        with self.lock, self._lookup(dirfd, path, lookup) as found:
             return self._statx_of(found, mask)
 
     def _statx_of(self, path: VirtualDentry, mask: int) -> Statx:
         inode = path.inode
         stat = stat_of(inode)
-        attributes = abi.STATX_ATTR_MOUNT_ROOT if path.dentry is path.mount.root else 0
-        known = abi.STATX_ATTR_MOUNT_ROOT
-        for inode_flag, statx_flag in _STATX_ATTRIBUTES:
-            known |= statx_flag
-            if inode.flags & inode_flag:
-                attributes |= statx_flag
-        answered = abi.STATX_BASIC_STATS | abi.STATX_MNT_ID
+        attributes = abi.STATX_ATTR_MOUNT_ROOT if path.is_mount_root else 0
+        known = abi.STATX_ATTR_AUTOMOUNT | abi.STATX_ATTR_MOUNT_ROOT | abi.STATX_ATTR_DAX
+        if inode.shows_flags:
+            for inode_flag, statx_flag in _STATX_ATTRIBUTES:
+                known |= statx_flag
+                if inode.flags & inode_flag:
+                    attributes |= statx_flag
+        answered = abi.STATX_BASIC_STATS
+        if not mask & (abi.STATX_MTIME | abi.STATX_CTIME):
+            # Linux answers neither then, so as not to mark them as seen (fill_mg_cmtime).
+            answered &= ~(abi.STATX_MTIME | abi.STATX_CTIME)
         if inode.btime_ns and mask & abi.STATX_BTIME:
             answered |= abi.STATX_BTIME
         if mask & abi.STATX_MNT_ID_UNIQUE:
-            answered = answered & ~abi.STATX_MNT_ID | abi.STATX_MNT_ID_UNIQUE
+            answered |= abi.STATX_MNT_ID_UNIQUE
+            mount_id = path.mount.unique_id
+        else:
+            answered |= abi.STATX_MNT_ID
+            mount_id = path.mount.id
         return Statx(
             answered, attributes, known, stat.st_mode, stat.st_ino, stat.st_nlink, stat.st_uid,
             stat.st_gid, stat.st_size, stat.st_blocks, stat.st_blksize, stat.st_atime_ns,
             inode.btime_ns, stat.st_ctime_ns, stat.st_mtime_ns, stat.st_rdev, stat.st_dev,
-            path.mount.id,
+            mount_id,
         )  # fmt: skip
 
     def statfs(self, path: Path) -> StatfsResult:
         """statfs(2)."""
-        with self.vfs.lock, self._lookup(abi.AT_FDCWD, path) as found:
+        with self.lock, self._lookup(abi.AT_FDCWD, path) as found:
             return self._statfs_of(found.mount, vfs_statfs(found.mount, found.dentry))
 
     def fstatfs(self, fd: int) -> StatfsResult:
         """fstatfs(2). Raises: EBADF."""
-        with self.vfs.lock:
+        with self.lock:
             file = self.files.get_file(fd)
             return self._statfs_of(file.mount, vfs_statfs(file.mount, file.dentry))
 
@@ -186,18 +195,18 @@ class AttributeSyscalls(SyscallBase):
         )  # fmt: skip
 
     def _setattr_at(self, dirfd: int, path: Path, lookup: int, attributes: SetAttributes) -> None:
-        with self.vfs.lock, self._lookup(dirfd, path, lookup) as found:
+        with self.lock, self._lookup(dirfd, path, lookup) as found:
             vfs_setattr(found.mount, found.dentry, attributes, self.cred)
 
     def _setattr_fd(self, fd: int, attributes: SetAttributes) -> None:
-        with self.vfs.lock:
+        with self.lock:
             file = self._file(fd)
             vfs_setattr(file.mount, file.dentry, attributes, self.cred)
 
     def fchmodat2(self, dirfd: int, path: Path, mode: int, flags: int = 0) -> None:
         """fchmodat2(2). Raises: EINVAL, EOPNOTSUPP (a symlink's mode), and as ``vfs_setattr``."""
         lookup = self._at_flags(flags, abi.AT_SYMLINK_NOFOLLOW | abi.AT_EMPTY_PATH)
-        with self.vfs.lock, self._lookup(dirfd, path, lookup) as found:
+        with self.lock, self._lookup(dirfd, path, lookup) as found:
             if found.inode.is_symlink:
                 found.mount.want_write()
                 raise oserror(errno.EOPNOTSUPP)
@@ -248,12 +257,12 @@ class AttributeSyscalls(SyscallBase):
                 raise oserror(errno.EFAULT)
             if flags:
                 raise oserror(errno.EINVAL)
-            with self.vfs.lock:
+            with self.lock:
                 file = self._file(dirfd)
                 vfs_setattr(file.mount, file.dentry, self._times(times), self.cred)
             return
         lookup = self._at_flags(flags, abi.AT_SYMLINK_NOFOLLOW | abi.AT_EMPTY_PATH)
-        with self.vfs.lock, self._lookup(dirfd, path, lookup) as found:
+        with self.lock, self._lookup(dirfd, path, lookup) as found:
             vfs_setattr(found.mount, found.dentry, self._times(times), self.cred)
 
     def _times(self, times: tuple[tuple[int, int], tuple[int, int]] | None) -> SetAttributes:
@@ -280,7 +289,7 @@ class AttributeSyscalls(SyscallBase):
             raise oserror(errno.EINVAL)
         lookup = self._at_flags(flags & ~abi.AT_EACCESS, allowed)
         cred = self.cred if flags & abi.AT_EACCESS else self.cred.for_access()
-        with self.vfs.lock, self._lookup(dirfd, path, lookup, cred) as found:
+        with self.lock, self._lookup(dirfd, path, lookup, cred) as found:
             vfs_access(found.mount, found.dentry, mode, cred)
 
     def access(self, path: Path, mode: int) -> None:
@@ -299,7 +308,7 @@ class AttributeSyscalls(SyscallBase):
     def getxattr(self, path: Path | int, name: str | bytes, *, follow: bool = True) -> bytes:
         """getxattr(2). Raises: ENODATA, ERANGE, EOPNOTSUPP, and as ``Walk``."""
         key = _xattr_name(name)
-        with self.vfs.lock, self._xattr_target(path, follow) as found:
+        with self.lock, self._xattr_target(path, follow) as found:
             return vfs_getxattr(found.dentry, key, self.cred)
 
     def setxattr(
@@ -317,18 +326,18 @@ class AttributeSyscalls(SyscallBase):
         key = _xattr_name(name)
         if len(value) > abi.XATTR_SIZE_MAX:
             raise oserror(errno.E2BIG)
-        with self.vfs.lock, self._xattr_target(path, follow) as found:
+        with self.lock, self._xattr_target(path, follow) as found:
             vfs_setxattr(found.mount, found.dentry, key, value, flags, self.cred)
 
     def removexattr(self, path: Path | int, name: str | bytes, *, follow: bool = True) -> None:
         """removexattr(2). Raises: as ``vfs_removexattr``."""
         key = _xattr_name(name)
-        with self.vfs.lock, self._xattr_target(path, follow) as found:
+        with self.lock, self._xattr_target(path, follow) as found:
             vfs_removexattr(found.mount, found.dentry, key, self.cred)
 
     def listxattr(self, path: Path | int, *, follow: bool = True) -> list[bytes]:
         """listxattr(2), as a list of names."""
-        with self.vfs.lock, self._xattr_target(path, follow) as found:
+        with self.lock, self._xattr_target(path, follow) as found:
             return vfs_listxattr(found.dentry, self.cred)
 
 

@@ -73,14 +73,41 @@ class HeldFile:
             self._file.put()
 
 
+class TaskLock:
+    """The VFS lock as a task takes it: while it is held, ``vfs.current`` is that task."""
+
+    __slots__ = ("_before", "_task")
+
+    def __init__(self, task: SyscallBase) -> None:
+        self._task = task
+        self._before: SyscallBase | None = None
+
+    def __enter__(self) -> None:
+        vfs = self._task.vfs
+        vfs.lock.acquire()
+        self._before = vfs.current
+        vfs.current = self._task
+
+    def __exit__(self, *exc: object) -> None:
+        vfs = self._task.vfs
+        vfs.current = self._before
+        vfs.lock.release()
+
+
 class SyscallBase:
     """The parts of ``task_struct`` that system calls use."""
 
     vfs: VirtualFilesystem
+    pid: int
     cred: Credentials
     fs: FilesystemState
     files: FdTable
     namespace: MountNamespace
+
+    @property
+    def lock(self) -> TaskLock:
+        """What every call takes, so that generated files know who asks (Linux: ``current``)."""
+        return TaskLock(self)
 
     def _start(self, dirfd: int, path: bytes, resolve: int = 0) -> VirtualDentry:
         """Where a relative ``path`` starts, and with RESOLVE_IN_ROOT an absolute one; borrowed.
@@ -129,7 +156,7 @@ class SyscallBase:
 
     def _held_file(self, fd: int) -> HeldFile:
         """As ``_file``, held inside ``with``, for I/O without the lock. Raises: EBADF."""
-        with self.vfs.lock:
+        with self.lock:
             return HeldFile(self._file(fd).get())
 
     @staticmethod

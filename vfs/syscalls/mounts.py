@@ -1,6 +1,4 @@
-"""mount, umount2, pivot_root. Propagation and the descriptor-based mount calls have their own place
-below ``vfs.propagation`` when they come; here every mount is private.
-"""
+"""mount, umount2, pivot_root. Linux: fs/namespace.c."""
 
 from __future__ import annotations
 
@@ -11,30 +9,27 @@ from typing import TYPE_CHECKING
 from vfs import abi
 from vfs.credentials import CAP_SYS_ADMIN
 from vfs.errors import oserror
-from vfs.mount import ATIME_FLAGS, MOUNT_FLAGS, Mount, VirtualDentry
+from vfs.fs_context import REMOUNT_FLAGS, FilesystemContext
+from vfs.mount import Mount, VirtualDentry
+from vfs.mount_tree import unmount_tree
 from vfs.namei import DIRECTORY, FOLLOW, traverse_mounts
-from vfs.superblock import SB_FLAGS, FilesystemContext
-from vfs.syscalls.base import Path, SyscallBase
+from vfs.propagation import change_type, is_busy, is_reachable
+from vfs.syscalls.base import Path
+from vfs.syscalls.mount_base import (
+    PROPAGATION,
+    MountBase,
+    kept_atime,
+    mount_flags_of,
+    set_mount_flags,
+)
 
 if TYPE_CHECKING:
     from vfs.dentry import Dentry
-
-_PROPAGATION = abi.MS_SHARED | abi.MS_PRIVATE | abi.MS_SLAVE | abi.MS_UNBINDABLE
-_ATIME_CHOICES = abi.MS_NOATIME | abi.MS_NODIRATIME | abi.MS_RELATIME | abi.MS_STRICTATIME
+    from vfs.superblock import Superblock
 
 
-def mount_flags_of(flags: int) -> int:
-    """mount(2)'s flags as per-mount flags; relatime unless another is chosen."""
-    result = flags & MOUNT_FLAGS
-    if not flags & abi.MS_NOATIME:
-        result |= abi.MS_RELATIME
-    if flags & abi.MS_STRICTATIME:
-        result &= ~(abi.MS_RELATIME | abi.MS_NOATIME)
-    return result
-
-
-class MountSyscalls(SyscallBase):
-    """Linux: fs/namespace.c."""
+class MountSyscalls(MountBase):
+    """The calls that name places by path."""
 
     def mount(
         self,
@@ -46,11 +41,16 @@ class MountSyscalls(SyscallBase):
     ) -> None:
         """mount(2).
 
-        Raises: EPERM (no CAP_SYS_ADMIN), EINVAL, ENODEV (unknown type), ENOTDIR, EBUSY, ENOENT,
-        ENOSPC (fs.mount-max); as ``Walk``; the filesystem's.
+        Raises: as ``Walk``; EINVAL (MS_NOUSER), EPERM (no CAP_SYS_ADMIN over the namespace), and as
+        the operation that ``flags`` ask for: MS_REMOUNT goes before MS_BIND, that before a change
+        of propagation, that before MS_MOVE.
         """
-        with self.vfs.lock, self._lookup(abi.AT_FDCWD, target, FOLLOW) as where:
-            self.cred.require(CAP_SYS_ADMIN)
+        if flags & abi.MS_MGC_MSK == abi.MS_MGC_VAL:
+            flags &= ~abi.MS_MGC_MSK
+        with self.lock, self._lookup(abi.AT_FDCWD, target, FOLLOW) as where:
+            if flags & abi.MS_NOUSER:
+                raise oserror(errno.EINVAL)
+            self._require_may_mount()
             if flags & abi.MS_REMOUNT:
                 if flags & abi.MS_BIND:
                     self._reconfigure_mount(where, flags)
@@ -58,174 +58,142 @@ class MountSyscalls(SyscallBase):
                     self._remount(where, flags, data or "")
             elif flags & abi.MS_BIND:
                 self._bind(source, where, flags)
-            elif flags & _PROPAGATION:
+            elif flags & PROPAGATION:
                 self._change_type(where, flags)
             elif flags & abi.MS_MOVE:
                 self._move(source, where)
             else:
                 self._new_mount(source, where, fstype, flags, data or "")
 
-    def _is_ours(self, mount: Mount) -> bool:
-        """Linux: ``check_mnt``."""
-        return mount.namespace is self.namespace
-
-    def _mountpoint(self, where: VirtualDentry) -> tuple[Mount, Dentry]:
-        """Linux: ``do_lock_mount``: the topmost place on ``where``.
-
-        Raises: ENOENT (deleted, or in a tree that was unmounted), EINVAL (another namespace's).
-        """
-        mount, dentry = traverse_mounts(where.mount, where.dentry)
-        if not dentry.hashed or mount.namespace is None:
-            raise oserror(errno.ENOENT)
-        if not self._is_ours(mount):
-            raise oserror(errno.EINVAL)
-        return mount, dentry
-
-    def _graft(self, new: Mount, where: VirtualDentry) -> None:
-        """Linux: ``graft_tree``: put the tree at ``new`` on top of ``where``, all or nothing.
-
-        Takes over the caller's reference on ``new`` if it succeeds. Raises: ENOENT, EINVAL,
-        ENOTDIR (a directory onto a file, or the other way), ENOSPC.
-        """
-        parent, mountpoint = self._mountpoint(where)
-        assert mountpoint.inode is not None and new.root.inode is not None
-        if mountpoint.inode.is_dir != new.root.inode.is_dir:
-            raise oserror(errno.ENOTDIR)
-        joining = list(new.tree())
-        self.namespace.require_room(len(joining))
-        new.attach(parent, mountpoint, self.namespace)
-        for mount in joining[1:]:
-            mount.namespace = self.namespace
-            self.namespace.add(mount)
-
     def _new_mount(
         self, source: Path | None, where: VirtualDentry, fstype: str | None, flags: int, data: str
     ) -> None:
-        """Linux: ``do_new_mount``."""
-        if not fstype:
+        """Linux: ``do_new_mount``.
+
+        Raises: EINVAL, ENODEV (unknown type), EPERM, EBUSY (the same filesystem there already),
+        ENOTDIR, ENOSPC; the filesystem's.
+        """
+        if fstype is None:
             raise oserror(errno.EINVAL)
         kind = self.vfs.filesystem_type(fstype)
-        name = b"none" if source is None else os.fsencode(source)
-        options = FilesystemContext.parse_options(data)
-        context = FilesystemContext(self.vfs, kind, self.cred, name, flags & SB_FLAGS, options)
-        with kind.mount(context) as superblock:
-            if superblock is where.mount.superblock and where.dentry is where.mount.root:
-                raise oserror(errno.EBUSY)
-            new = Mount(superblock, name, mount_flags_of(flags))
-            try:
-                self._graft(new, where)
-            except BaseException:
-                new.put()
-                raise
+        with FilesystemContext(self.vfs, kind, self.cred, flags) as context:
+            context.old_api = True
+            if source is not None:
+                context.parse_string("source", os.fsencode(source))
+            context.parse_monolithic(data)
+            if not context.mount_capable():
+                raise oserror(errno.EPERM)
+            with context.get_tree() as superblock:
+                self._add_mount(superblock, context.source, mount_flags_of(flags), where)
+
+    def _add_mount(
+        self, superblock: Superblock, source: bytes, flags: int, where: VirtualDentry
+    ) -> None:
+        """Linux: ``do_add_mount``."""
+        place = parent, mountpoint = self._place(where)
+        if not self._is_ours(parent):
+            raise oserror(errno.EINVAL)
+        if parent.superblock is superblock and parent.root is mountpoint:
+            raise oserror(errno.EBUSY)
+        new = Mount(superblock, source, flags)
+        try:
+            self._graft(new, place)
+        except BaseException:
+            new.put()
+            raise
 
     def _bind(self, source: Path | None, where: VirtualDentry, flags: int) -> None:
-        """Linux: ``do_loopback``. A bind copies the source mount's flags."""
-        if source is None or not os.fsencode(source):
-            raise oserror(errno.EINVAL)
-        with self._lookup(abi.AT_FDCWD, source, FOLLOW) as old:
-            self._mountpoint(where)
-            if not self._is_ours(old.mount):
+        """Linux: ``do_loopback``.
+
+        Raises: EINVAL (no source; another namespace's; unbindable; it would uncover something
+        locked), as ``Walk``; ENOENT, ENOTDIR, ENOSPC.
+        """
+        with self._source(source) as old:
+            if self._is_namespace_loop(old.dentry):
                 raise oserror(errno.EINVAL)
-            if flags & abi.MS_REC:
-                new = old.mount.copy_tree(old.dentry)
-            else:
-                new = old.mount.clone(old.dentry)
+            place = self._place(where)
+            if not self._is_ours(place[0]):
+                raise oserror(errno.EINVAL)
+            new = self._copy_for_bind(old, bool(flags & abi.MS_REC))
             try:
-                self._graft(new, where)
+                self._graft(new, place)
             except BaseException:
-                new.dissolve()
+                unmount_tree(new, sync=True)
                 raise
 
-    def _change_type(self, where: VirtualDentry, flags: int) -> None:
-        """Linux: ``do_change_type``, where only "private" is true of a mount so far."""
-        kind = flags & ~(abi.MS_REC | abi.MS_SILENT)
-        if kind != abi.MS_PRIVATE or where.dentry is not where.mount.root:
-            raise oserror(errno.EINVAL)
-        if not self._is_ours(where.mount):
-            raise oserror(errno.EINVAL)
-
-    def _move(self, source: Path | None, where: VirtualDentry) -> None:
-        """Linux: ``do_move_mount``. Raises: EINVAL, ENOTDIR, ELOOP (into itself)."""
+    def _source(self, source: Path | None) -> VirtualDentry:
+        """The path that MS_BIND and MS_MOVE start from. Raises: EINVAL; as ``Walk``."""
         if source is None or not os.fsencode(source):
             raise oserror(errno.EINVAL)
-        with self._lookup(abi.AT_FDCWD, source, FOLLOW) as old:
-            moving = old.mount
-            if old.dentry is not moving.root:
-                raise oserror(errno.EINVAL)
-            parent, mountpoint = self._mountpoint(where)
-            if not moving.is_attached or not self._is_ours(moving):
-                raise oserror(errno.EINVAL)
-            assert mountpoint.inode is not None and moving.root.inode is not None
-            if mountpoint.inode.is_dir != moving.root.inode.is_dir:
-                raise oserror(errno.EINVAL)
-            above: Mount = parent
-            while above is not moving and above.is_attached:
-                above = above.parent
-            if above is moving:
-                raise oserror(errno.ELOOP)
-            namespace = moving.namespace
-            moving.detach()
-            moving.attach(parent, mountpoint, namespace)
+        return self._lookup(abi.AT_FDCWD, source, FOLLOW)
+
+    def _change_type(self, where: VirtualDentry, flags: int) -> None:
+        """Linux: ``do_change_type``.
+
+        Raises: EINVAL (no mount's root; other flags, or two types at once), EPERM.
+        """
+        kind = flags & ~(abi.MS_REC | abi.MS_SILENT)
+        if not where.is_mount_root or kind & ~PROPAGATION or kind & (kind - 1):
+            raise oserror(errno.EINVAL)
+        top = where.mount
+        self._require_may_change_propagation(top)
+        for mount in list(top.tree()) if flags & abi.MS_REC else [top]:
+            change_type(mount, kind)
+        assert top.namespace is not None
+        top.namespace.touch()
+
+    def _move(self, source: Path | None, where: VirtualDentry) -> None:
+        """Linux: ``do_move_mount_old``. Raises: EINVAL; as ``Walk`` and ``_move_tree``."""
+        with self._source(source) as old:
+            self._move_tree(old, where)
+
+    def _own_mount(self, where: VirtualDentry) -> Mount:
+        """The mount whose root ``where`` is. Raises: EINVAL (another namespace's; not the root)."""
+        if not self._is_ours(where.mount) or not where.is_mount_root:
+            raise oserror(errno.EINVAL)
+        return where.mount
 
     def _reconfigure_mount(self, where: VirtualDentry, flags: int) -> None:
         """Linux: ``do_reconfigure_mnt``: this mount's flags, not the superblock's.
 
-        Raises: EINVAL (no mount's root; another namespace's), EBUSY (open for writing).
+        Raises: EINVAL, EPERM (a locked flag), EBUSY (open for writing).
         """
-        mount = where.mount
-        if not self._is_ours(mount) or where.dentry is not mount.root:
-            raise oserror(errno.EINVAL)
-        new = self._kept_atime(mount, flags)
-        if new & ~mount.flags & abi.MS_RDONLY and mount.writers:
+        mount = self._own_mount(where)
+        new = kept_atime(mount, flags)
+        mount.require_changeable(new)
+        if new & abi.MS_RDONLY and not mount.read_only and mount.writers:
             raise oserror(errno.EBUSY)
-        mount.flags = new
-
-    @staticmethod
-    def _kept_atime(mount: Mount, flags: int) -> int:
-        """A remount that says nothing of atime keeps what the mount has."""
-        new = mount_flags_of(flags)
-        if not flags & _ATIME_CHOICES:
-            new = new & ~ATIME_FLAGS | mount.flags & ATIME_FLAGS
-        return new
+        set_mount_flags(mount, new)
 
     def _remount(self, where: VirtualDentry, flags: int, data: str) -> None:
-        """Linux: ``do_remount``: the superblock's flags and options, and the mount's flags."""
-        mount = where.mount
-        if not self._is_ours(mount) or where.dentry is not mount.root:
-            raise oserror(errno.EINVAL)
-        superblock = mount.superblock
-        context = FilesystemContext(
-            self.vfs,
-            superblock.type,
-            self.cred,
-            superblock.source,
-            flags & SB_FLAGS,
-            FilesystemContext.parse_options(data),
-        )
-        if context.flags & ~superblock.flags & abi.MS_RDONLY:
-            self._require_no_writers(mount)
-        superblock.reconfigure(context)
-        # The superblock is read-only now if that was asked; the mount's own bit is set with bind.
-        mount.flags = self._kept_atime(mount, flags)
+        """Linux: ``do_remount``: the superblock's flags and options, and the mount's flags.
 
-    def _require_no_writers(self, mount: Mount) -> None:
-        """Linux: ``sb_prepare_remount_readonly``. Raises: EBUSY."""
-        for namespace in self.vfs.namespaces:
-            for other in namespace.mounts.values():
-                if other.superblock is mount.superblock and other.writers:
-                    raise oserror(errno.EBUSY)
+        Raises: EINVAL, EPERM (a locked flag; no CAP_SYS_ADMIN over the superblock), EBUSY (open for
+        writing); the filesystem's.
+        """
+        mount = self._own_mount(where)
+        new = kept_atime(mount, flags)
+        mount.require_changeable(new)
+        with FilesystemContext.for_reconfigure(
+            mount.superblock, self.cred, flags, REMOUNT_FLAGS
+        ) as context:
+            context.old_api = True
+            context.parse_monolithic(data)
+            context.reconfigure()
+        set_mount_flags(mount, new)
 
     def umount2(self, target: Path, flags: int = 0) -> None:
         """umount2(2).
 
-        Raises: EINVAL (flags; no mount's root; another namespace's; the root without a parent),
-        EPERM, EBUSY (in use, or mounts below), EAGAIN (MNT_EXPIRE's first call).
+        Raises: EINVAL (flags), as ``Walk``; EPERM, EINVAL (no mount's root; another namespace's;
+        locked; the root without a parent), EBUSY (in use, or mounts below), EAGAIN (MNT_EXPIRE's
+        first call).
         """
         known = abi.MNT_FORCE | abi.MNT_DETACH | abi.MNT_EXPIRE | abi.UMOUNT_NOFOLLOW
         if flags & ~known:
             raise oserror(errno.EINVAL)
         lookup = 0 if flags & abi.UMOUNT_NOFOLLOW else FOLLOW
-        with self.vfs.lock:
+        with self.lock:
             where = self._lookup(abi.AT_FDCWD, target, lookup)
             # Linux: LOOKUP_MOUNTPOINT: what is stacked on one's root or cwd is meant too.
             mount, dentry = traverse_mounts(where.mount, where.dentry)
@@ -235,69 +203,75 @@ class MountSyscalls(SyscallBase):
             where.dentry.put()
             where.mount.put_no_expire()
             try:
-                self.cred.require(CAP_SYS_ADMIN)
-                if not is_root or not self._is_ours(mount):
+                self._require_may_mount()
+                if not is_root or not self._is_ours(mount) or mount.locked:
                     raise oserror(errno.EINVAL)
+                if flags & abi.MNT_FORCE:
+                    self.cred.ns_require(mount.superblock.user_ns, CAP_SYS_ADMIN)
                 self._umount(mount, flags)
             finally:
                 mount.put_no_expire()
 
     def _umount(self, mount: Mount, flags: int) -> None:
         """Linux: ``do_umount``."""
-        busy_count = 2  # the tree's reference and the walk's
+        is_own_root = mount is self.fs.root.mount
+        references = 2  # the tree's and the walk's
         if flags & abi.MNT_EXPIRE:
-            if mount is self.fs.root.mount or flags & (abi.MNT_FORCE | abi.MNT_DETACH):
+            if is_own_root or flags & (abi.MNT_FORCE | abi.MNT_DETACH):
                 raise oserror(errno.EINVAL)
-            if mount.count != busy_count:
+            if mount.children or mount.count != references:
                 raise oserror(errno.EBUSY)
             if not mount.expiring:
                 mount.expiring = True
                 raise oserror(errno.EAGAIN)
-        if mount is self.fs.root.mount and not flags & abi.MNT_DETACH:
+        if is_own_root and not flags & abi.MNT_DETACH:
             # Unmounting one's root means making it read-only (Linux: do_umount_root).
+            self.cred.ns_require(mount.superblock.user_ns, CAP_SYS_ADMIN)
             if not mount.superblock.read_only:
-                self._require_no_writers(mount)
-                mount.superblock.flags |= abi.MS_RDONLY
+                with FilesystemContext.for_reconfigure(
+                    mount.superblock, self.cred, abi.MS_RDONLY, abi.MS_RDONLY
+                ) as context:
+                    context.reconfigure()
             return
         if not mount.is_attached:
             raise oserror(errno.EINVAL)
-        if not flags & abi.MNT_DETACH and (mount.children or mount.count > busy_count):
+        lazy = bool(flags & abi.MNT_DETACH)
+        if not lazy and is_busy(mount, references):
             raise oserror(errno.EBUSY)
-        mount.dissolve()
+        unmount_tree(mount, propagate=True, sync=not lazy)
 
     def pivot_root(self, new_root: Path, put_old: Path) -> None:
         """pivot_root(2), with ``.`` ``.`` too.
 
-        Raises: EPERM, ENOENT (``new_root`` is deleted), EBUSY (either is on the current root
-        mount), EINVAL (the rules of the man page), and as ``Walk``.
+        Raises: EPERM, as ``Walk``, ENOENT (``put_old`` or ``new_root`` is deleted), EINVAL (shared,
+        another namespace's, locked), EBUSY (either is on the current root mount), EINVAL (the other
+        rules of the man page).
         """
-        self.cred.require(CAP_SYS_ADMIN)
+        self._require_may_mount()
         lookup = FOLLOW | DIRECTORY
         with (
-            self.vfs.lock,
+            self.lock,
             self._lookup(abi.AT_FDCWD, new_root, lookup) as new,
             self._lookup(abi.AT_FDCWD, put_old, lookup) as old,
         ):
             root = self.fs.root
-            old_mount, old_mountpoint = traverse_mounts(old.mount, old.dentry)
+            old_mount, old_mountpoint = self._place(old)
             new_mount, root_mount = new.mount, root.mount
-            if old_mount.namespace is None:
-                raise oserror(errno.ENOENT)
-            if not all(map(self._is_ours, (root_mount, new_mount, old_mount))):
+            if old_mount.is_shared or new_mount.parent.is_shared or root_mount.parent.is_shared:
+                raise oserror(errno.EINVAL)
+            if not self._is_ours(root_mount) or not self._is_ours(new_mount) or new_mount.locked:
                 raise oserror(errno.EINVAL)
             if not new.dentry.hashed:
                 raise oserror(errno.ENOENT)
             if root_mount in (new_mount, old_mount):
                 raise oserror(errno.EBUSY)
             if (
-                root.dentry is not root_mount.root
+                not root.is_mount_root
                 or not root_mount.is_attached
-                or new.dentry is not new_mount.root
+                or not new.is_mount_root
                 or not new_mount.is_attached
-            ):
-                raise oserror(errno.EINVAL)
-            if not _reachable(old_mount, old_mountpoint, new) or not _reachable(
-                new_mount, new.dentry, root
+                or not is_reachable(old_mount, old_mountpoint, new)
+                or not is_reachable(new_mount, new.dentry, root)
             ):
                 raise oserror(errno.EINVAL)
             self._swap_roots(root, new, old_mount, old_mountpoint)
@@ -307,24 +281,19 @@ class MountSyscalls(SyscallBase):
     ) -> None:
         root_parent, root_mountpoint = root.mount.parent, root.mount.mountpoint
         assert root_mountpoint is not None
-        namespace = self.namespace
         old_root = VirtualDentry(root.mount, root.dentry).get()
         new.mount.detach()
         root.mount.detach()
+        if root.mount.locked:
+            new.mount.locked = True
+            root.mount.locked = False
         # "." "." stacks the old root on the new one's own root.
-        root.mount.attach(old_mount, old_mountpoint, namespace)
-        new.mount.attach(root_parent, root_mountpoint, namespace)
+        new.mount.attach(root_parent, root_mountpoint)
+        root.mount.attach(old_mount, old_mountpoint)
+        self.namespace.touch()
         for task in self.vfs.tasks:
             if task.fs.root.same(old_root):
                 task.fs.set_root(VirtualDentry(new.mount, new.dentry).get())
             if task.fs.cwd.same(old_root):
                 task.fs.set_cwd(VirtualDentry(new.mount, new.dentry).get())
         old_root.put()
-
-
-def _reachable(mount: Mount, dentry: Dentry, root: VirtualDentry) -> bool:
-    """Linux: ``is_path_reachable``: whether ``root`` is at or above (mount, dentry)."""
-    while mount is not root.mount and mount.mountpoint is not None:
-        dentry = mount.mountpoint
-        mount = mount.parent
-    return mount is root.mount and dentry.is_descendant_of(root.dentry)

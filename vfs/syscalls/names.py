@@ -40,7 +40,7 @@ class NameSyscalls(SyscallBase):
 
     def mkdirat(self, dirfd: int, path: Path, mode: int) -> None:
         """mkdirat(2). Raises: as ``Walk`` and ``vfs_mkdir``."""
-        with self.vfs.lock:
+        with self.lock:
             parent, name, _ = self._parent(dirfd, path)
             with parent:
                 vfs_mkdir(parent, name, mode & ~self.fs.umask, self.cred).put()
@@ -52,7 +52,7 @@ class NameSyscalls(SyscallBase):
     def mknodat(self, dirfd: int, path: Path, mode: int, dev: int = 0) -> None:
         """mknodat(2). Raises: as ``Walk`` and ``vfs_mknod``."""
         may_mknod(mode)
-        with self.vfs.lock:
+        with self.lock:
             parent, name, trailing = self._parent(dirfd, path)
             with parent:
                 umask = self.fs.umask
@@ -66,7 +66,7 @@ class NameSyscalls(SyscallBase):
         """symlinkat(2). Raises: as ``Walk`` and ``vfs_symlink``."""
         text = os.fsencode(target)
         get_name(text)
-        with self.vfs.lock:
+        with self.lock:
             parent, name, trailing = self._parent(dirfd, path)
             with parent:
                 vfs_symlink(parent, name, text, self.cred, trailing).put()
@@ -81,7 +81,7 @@ class NameSyscalls(SyscallBase):
         Raises: EINVAL (no symlink), ENOENT (an empty path and no symlink), and as ``Walk``.
         """
         name = os.fsencode(path)
-        with self.vfs.lock, self._lookup(dirfd, name, EMPTY) as found:
+        with self.lock, self._lookup(dirfd, name, EMPTY) as found:
             if not name and not found.inode.is_symlink:
                 raise oserror(errno.ENOENT)
             return vfs_readlink(found.mount, found.dentry, self.cred)
@@ -98,7 +98,7 @@ class NameSyscalls(SyscallBase):
         the credentials that opened it). Raises: EINVAL, and as ``Walk`` and ``vfs_link``.
         """
         lookup = self._at_flags(flags, abi.AT_SYMLINK_FOLLOW | abi.AT_EMPTY_PATH, False)
-        with self.vfs.lock:
+        with self.lock:
             name = os.fsencode(old_path)
             relative = old_dirfd != abi.AT_FDCWD and not name.startswith(b"/")
             if flags & abi.AT_EMPTY_PATH and relative:
@@ -118,7 +118,7 @@ class NameSyscalls(SyscallBase):
         """unlinkat(2). Raises: EINVAL, and as ``Walk``, ``vfs_unlink`` or ``vfs_rmdir``."""
         if flags & ~abi.AT_REMOVEDIR:
             raise oserror(errno.EINVAL)
-        with self.vfs.lock:
+        with self.lock:
             parent, name, trailing = self._parent(dirfd, path)
             with parent:
                 if flags & abi.AT_REMOVEDIR:
@@ -142,7 +142,7 @@ class NameSyscalls(SyscallBase):
         exclusive = abi.RENAME_NOREPLACE | abi.RENAME_WHITEOUT
         if flags & ~known or (flags & abi.RENAME_EXCHANGE and flags & exclusive):
             raise oserror(errno.EINVAL)
-        with self.vfs.lock:
+        with self.lock:
             old_parent, old_name, old_trailing = self._parent(old_dirfd, old_path)
             with old_parent:
                 new_parent, new_name, new_trailing = self._parent(new_dirfd, new_path)
@@ -163,7 +163,7 @@ class NameSyscalls(SyscallBase):
         Raises: EBADF, ENOTDIR, ENOENT (the directory is deleted), EINVAL (``size`` too small).
         """
         records: list[DirectoryRecord] = []
-        with self.vfs.lock:
+        with self.lock:
             file = self._file(fd)
             for name, ino, kind, cookie in vfs_iterate(file, file.position):
                 size -= 19 + len(name) + 8 & ~7  # d_ino, d_off, d_reclen, d_type, name, NUL
@@ -178,7 +178,7 @@ class NameSyscalls(SyscallBase):
     def listdir(self, path: Path) -> list[str]:
         """``os.listdir``: the names in a directory but "." and "..", in the directory's order."""
         with (
-            self.vfs.lock,
+            self.lock,
             self._lookup(abi.AT_FDCWD, path, FOLLOW) as found,
             vfs_open(found.mount, found.dentry, abi.O_RDONLY | abi.O_DIRECTORY, self.cred) as file,
         ):

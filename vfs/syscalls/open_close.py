@@ -74,18 +74,20 @@ class OpenSyscalls(SyscallBase):
             raise oserror(errno.EINVAL)
         if flags & abi.O_SYNC == abi.O_SYNC & ~abi.O_DSYNC:
             flags |= abi.O_DSYNC
+        # Every open by name is a large-file open on a 64-bit kernel.
+        flags |= abi.O_LARGEFILE
         name = os.fsencode(path)
         get_name(name)
-        with self.vfs.lock:
+        with self.lock:
             self.files.unused()  # EMFILE comes before anything is created
             file = self._open_file(dirfd, name, flags, mode, resolve)
         try:
             if isinstance(file, PipeFile):
                 self._wait(False, file.wait_open)
-            with self.vfs.lock:
+            with self.lock:
                 return self.files.install(file, bool(flags & abi.O_CLOEXEC))
         except BaseException:
-            with self.vfs.lock:
+            with self.lock:
                 file.put()
             raise
 
@@ -179,7 +181,7 @@ class OpenSyscalls(SyscallBase):
 
     def close(self, fd: int) -> None:
         """close(2). The number is free whatever flush reports. Raises: EBADF; flush's errors."""
-        with self.vfs.lock:
+        with self.lock:
             file = self.files.remove(fd)
             close_file(file)
 
@@ -187,7 +189,7 @@ class OpenSyscalls(SyscallBase):
         """close_range(2). Raises: EINVAL."""
         if flags & ~(abi.CLOSE_RANGE_UNSHARE | abi.CLOSE_RANGE_CLOEXEC) or not 0 <= first <= last:
             raise oserror(errno.EINVAL)
-        with self.vfs.lock:
+        with self.lock:
             if flags & abi.CLOSE_RANGE_UNSHARE and self.files.count > 1:
                 old, self.files = self.files, self.files.copy()
                 old.put()
@@ -204,7 +206,7 @@ class OpenSyscalls(SyscallBase):
         return self._dup_from(fd, 0, False)
 
     def _dup_from(self, fd: int, lowest: int, cloexec: bool) -> int:
-        with self.vfs.lock:
+        with self.lock:
             file = self.files.get_file(fd).get()
             try:
                 return self.files.install(file, cloexec, lowest)
@@ -214,7 +216,7 @@ class OpenSyscalls(SyscallBase):
 
     def dup2(self, fd: int, new_fd: int) -> int:
         """dup2(2). Raises: EBADF."""
-        with self.vfs.lock:
+        with self.lock:
             self.files.get_file(fd)
             return new_fd if fd == new_fd else self.dup3(fd, new_fd, 0)
 
@@ -222,7 +224,7 @@ class OpenSyscalls(SyscallBase):
         """dup3(2). Raises: EINVAL (other flags than O_CLOEXEC; the same number), EBADF."""
         if flags & ~abi.O_CLOEXEC or fd == new_fd:
             raise oserror(errno.EINVAL)
-        with self.vfs.lock:
+        with self.lock:
             file = self.files.get_file(fd).get()
             try:
                 old = self.files.install_at(new_fd, file, bool(flags & abi.O_CLOEXEC))
@@ -239,7 +241,7 @@ class OpenSyscalls(SyscallBase):
         Raises: EBADF, EINVAL (F_DUPFD beyond the limit; an unknown command), EMFILE, EPERM
         (clearing O_APPEND of an append-only file).
         """
-        with self.vfs.lock:
+        with self.lock:
             file = self.files.get_file(fd)
             if command in (abi.F_DUPFD, abi.F_DUPFD_CLOEXEC):
                 if not 0 <= argument < self.files.limit:
@@ -251,8 +253,7 @@ class OpenSyscalls(SyscallBase):
                 self.files.set_cloexec(fd, bool(argument & abi.FD_CLOEXEC))
                 return 0
             if command == abi.F_GETFL:
-                # Every open on a 64-bit kernel is a large-file open, but for O_PATH.
-                return file.flags | (0 if file.flags & abi.O_PATH else abi.O_LARGEFILE)
+                return file.flags
             if file.flags & abi.O_PATH:
                 raise oserror(errno.EBADF)
             if command == abi.F_SETFL:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import struct
 from collections.abc import Sequence
 
 from vfs import abi
@@ -104,10 +105,16 @@ class ReadWriteSyscalls(SyscallBase):
             nonblocking = bool(file.flags & abi.O_NONBLOCK or flags & abi.RWF_NOWAIT)
             cred = self.cred
 
-            def operation() -> int:
+            def transfer() -> int:
                 if writing:
                     return vfs_write(file, buffers, start, flags, cred)
                 return vfs_read(file, buffers, start, flags)
+
+            def operation() -> int:
+                if file.unlocked_io:
+                    return transfer()
+                with self.lock:
+                    return transfer()
 
             count = self._wait(nonblocking, operation)
             if writing and isinstance(file, PipeFile) and not nonblocking:
@@ -118,7 +125,7 @@ class ReadWriteSyscalls(SyscallBase):
                     or (file.flags & abi.O_APPEND and not flags & abi.RWF_NOAPPEND)
                 )
                 if appends and file.inode.is_regular:
-                    with self.vfs.lock:
+                    with self.lock:
                         file.inode.refresh()
                         file.position = file.inode.size
                 else:
@@ -138,7 +145,7 @@ class ReadWriteSyscalls(SyscallBase):
 
     def lseek(self, fd: int, offset: int, whence: int) -> int:
         """lseek(2), with SEEK_DATA and SEEK_HOLE. Raises: EBADF, and as ``vfs_llseek``."""
-        with self.vfs.lock:
+        with self.lock:
             file = self._file(fd)
             file.position = vfs_llseek(file, offset, whence)
             return file.position
@@ -147,14 +154,14 @@ class ReadWriteSyscalls(SyscallBase):
         """truncate(2). Raises: EINVAL, and as ``Walk`` and ``vfs_setattr``."""
         if length < 0:
             raise oserror(errno.EINVAL)
-        with self.vfs.lock, self._lookup(abi.AT_FDCWD, path, FOLLOW) as target:
+        with self.lock, self._lookup(abi.AT_FDCWD, path, FOLLOW) as target:
             vfs_setattr(target.mount, target.dentry, SetAttributes(size=length), self.cred)
 
     def ftruncate(self, fd: int, length: int) -> None:
         """ftruncate(2). Raises: EINVAL (negative; not open for writing; no regular file), EBADF."""
         if length < 0:
             raise oserror(errno.EINVAL)
-        with self.vfs.lock:
+        with self.lock:
             file = self._file(fd)
             if not file.writable or not file.inode.is_regular:
                 raise oserror(errno.EINVAL)
@@ -162,7 +169,7 @@ class ReadWriteSyscalls(SyscallBase):
 
     def fallocate(self, fd: int, mode: int, offset: int, length: int) -> None:
         """fallocate(2). Raises: EBADF, and as ``vfs_fallocate``."""
-        with self.vfs.lock:
+        with self.lock:
             vfs_fallocate(self._file(fd), mode, offset, length, self.cred)
 
     def fsync(self, fd: int) -> None:
@@ -177,7 +184,7 @@ class ReadWriteSyscalls(SyscallBase):
 
     def sync(self) -> None:
         """sync(2): every superblock; errors are not told, as on Linux."""
-        with self.vfs.lock:
+        with self.lock:
             for superblock in list(self.vfs.superblocks):
                 try:
                     superblock.sync()
@@ -186,7 +193,7 @@ class ReadWriteSyscalls(SyscallBase):
 
     def syncfs(self, fd: int) -> None:
         """syncfs(2). Raises: EBADF, EIO."""
-        with self.vfs.lock:
+        with self.lock:
             self._file(fd).dentry.superblock.sync()
 
     def copy_file_range(
@@ -215,18 +222,28 @@ class ReadWriteSyscalls(SyscallBase):
             return count
 
     def ioctl(self, fd: int, command: int, argument: bytes | memoryview | int = 0) -> bytes:
-        """ioctl(2); returns what the driver writes back. Raises: EBADF, ENOTTY; the driver's."""
+        """ioctl(2); returns what the driver writes back. A new descriptor, which is closed on exec,
+        comes back as an int. Raises: EBADF, ENOTTY, EMFILE; the driver's.
+        """
         with self._held_file(fd) as file:
+            with self.lock:
+                opened = file.ioctl_open(command, argument, self.cred)
+                if opened is not None:
+                    try:
+                        return struct.pack("=i", self.files.install(opened, True))
+                    except OSError:
+                        opened.put()
+                        raise
 
             def operation() -> bytes:
-                with self.vfs.lock:
+                with self.lock:
                     return file.ioctl(command, argument)
 
             return self._wait(bool(file.flags & abi.O_NONBLOCK), operation)
 
     def poll_now(self, fd: int) -> int:
         """The POLL* bits that hold for ``fd`` now (poll(2) with a timeout of 0)."""
-        with self.vfs.lock:
+        with self.lock:
             return self._file(fd).poll()
 
     def poll(self, fd: int, events: int) -> int:
@@ -236,7 +253,7 @@ class ReadWriteSyscalls(SyscallBase):
         with self._held_file(fd) as file:
 
             def operation() -> int:
-                with self.vfs.lock:
+                with self.lock:
                     ready = file.poll() & (events | abi.POLLERR | abi.POLLHUP)
                     queue = file.poll_queue()
                     if not ready and queue is not None:

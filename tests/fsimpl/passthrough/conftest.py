@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,10 @@ def shared(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def inside(vfs: VirtualFilesystem, shared: Path) -> Task:
-    """A task of root's, with umask 0, whose root is ``shared``."""
+    """A task of root's, with umask 0, whose root is ``shared``; fs.protected_* are the host's."""
+    for name in ("symlinks", "hardlinks", "regular", "fifos"):
+        value = int(Path(f"/proc/sys/fs/protected_{name}").read_text())
+        setattr(vfs, f"protected_{name}", value)
     with vfs.create_namespace("passthrough", source=bytes(shared)) as namespace:
         task = vfs.create_task(namespace)
     task.umask(0)
@@ -40,3 +44,21 @@ def superblock(vfs: VirtualFilesystem, inside: Task) -> PassthroughSuperblock:
     found = inside.fs.root.dentry.superblock
     assert isinstance(found, PassthroughSuperblock)
     return found
+
+
+MountWith = Callable[..., Task]
+
+
+@pytest.fixture
+def mount_with(vfs: VirtualFilesystem, shared: Path) -> MountWith:
+    """Mounts ``shared`` with options: a task of root's (or of ``cred``) whose root it is."""
+
+    def mount(options: str = "", cred: Credentials | None = None, flags: int = 0) -> Task:
+        with vfs.create_namespace(
+            "passthrough", source=bytes(shared), flags=flags, options=options
+        ) as namespace:
+            task = vfs.create_task(namespace, cred or Credentials.root())
+        task.umask(0)
+        return task
+
+    return mount

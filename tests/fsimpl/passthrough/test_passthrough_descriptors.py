@@ -135,6 +135,25 @@ def test_when_all_descriptors_are_in_use_the_next_file_is_enfile_and_made_nowher
     inside.mkdir("d")
 
 
+def test_descriptors_that_are_closed_are_free_at_once(
+    few_descriptors: int, inside: Task, superblock: PassthroughSuperblock, shared: Path
+) -> None:
+    (shared / "file").write_bytes(b"x")
+    inside.files.limit = few_descriptors
+    opened = []
+    with pytest.raises(OSError):
+        while True:
+            opened.append(inside.open("file", abi.O_RDONLY))
+    while opened:
+        inside.close(opened.pop())
+    # Even when nothing is left to give up.
+    superblock.vfs.dcache.shrink(0)
+    for _ in range(3):
+        superblock.budget.newest = few_descriptors
+        superblock.budget.require()
+    inside.mkdir("d")
+
+
 def test_one_file_opened_over_and_over_leaves_descriptors_for_the_process(
     few_descriptors: int, inside: Task, shared: Path
 ) -> None:

@@ -171,6 +171,35 @@ def test_direct_io_reaches_the_host_when_the_mount_allows_it(
     assert vfs.superblocks[-1].show_options() == ",allow_direct_io"
 
 
+def test_direct_io_is_allowed_by_a_remount_and_not_taken_back(
+    vfs: VirtualFilesystem, shared: Path
+) -> None:
+    (shared / "f").write_bytes(b"x" * 8192)
+    with vfs.create_namespace("passthrough", source=bytes(shared)) as namespace:
+        task = vfs.create_task(namespace)
+    for options in ("allow_direct_io", ""):
+        task.mount(None, "/", None, abi.MS_REMOUNT, options)
+        fd = task.open("f", abi.O_RDONLY | abi.O_DIRECT)
+        assert fcntl.fcntl(host_file(task, fd).fd, fcntl.F_GETFL) & abi.O_DIRECT
+
+
+def test_an_option_with_a_value_or_an_unknown_one_is_refused(inside: Task) -> None:
+    fd = inside.fsopen("passthrough")
+    for key, value in (("allow_direct_io", "yes"), ("nonsense", "1")):
+        with pytest.raises(OSError, match=f"Errno {errno.EINVAL}"):
+            inside.fsconfig(fd, abi.FSCONFIG_SET_STRING, key, value)
+    assert [inside.read(fd, 100) for _ in range(2)] == [
+        b"e passthrough: Unexpected value for 'allow_direct_io'\n",
+        b"e passthrough: Unknown parameter 'nonsense'\n",
+    ]
+
+
+def test_without_a_source_there_is_nothing_to_mount(inside: Task) -> None:
+    inside.mkdir("mnt")
+    with pytest.raises(OSError, match=f"Errno {errno.EINVAL}"):
+        inside.mount(None, "mnt", "passthrough")
+
+
 def test_syncing_and_flushing_reach_the_host_without_error(inside: Task, shared: Path) -> None:
     inside.mkdir("d")
     fd = inside.open("f", abi.O_CREAT | abi.O_RDWR | abi.O_DSYNC, 0o644)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import subprocess
@@ -9,11 +11,13 @@ import sys
 from collections.abc import Callable
 
 import pytest
+from tmpfs_ours import Ours
 
 from fsimpl.tmpfs import TmpfsSuperblock, TmpfsType
 from fsimpl.tmpfs.options import memparse
+from vfs import abi
 from vfs.credentials import Credentials
-from vfs.superblock import FilesystemContext
+from vfs.fs_context import REMOUNT_FLAGS, FilesystemContext
 from vfs.virtual_filesystem import VirtualFilesystem
 
 OPTIONS = [
@@ -63,6 +67,17 @@ def state():
     s, t = os.statvfs(directory), os.stat(directory)
     return [shown.removeprefix("rw"), [s.f_blocks, s.f_bfree, s.f_files, s.f_ffree],
             [t.st_mode, t.st_uid, t.st_gid]]
+def messages(option):
+    fd = libc.syscall(430, b"tmpfs", 0)
+    key, equals, value = option.encode().partition(b"=")
+    passed = (fd, 1, key, value, 0) if equals else (fd, 0, key, None, 0)
+    found = ["0" if libc.syscall(431, *passed) == 0 else errno.errorcode[ctypes.get_errno()]]
+    while True:
+        try:
+            found.append(os.read(fd, 1000).decode())
+        except OSError:
+            os.close(fd)
+            return found
 try:
     options, remounts = json.load(sys.stdin)
     answers = []
@@ -77,6 +92,8 @@ try:
     for option in remounts:
         answers.append([mount(directory, option, 32), state()])
     libc.umount2(directory.encode(), 2)
+    for option in options:
+        answers.append(messages(option))
 finally:
     os.rmdir(directory)
 json.dump(answers, sys.stdout)
@@ -113,9 +130,9 @@ def state(superblock: TmpfsSuperblock) -> list[object]:
 
 def mount(vfs: VirtualFilesystem, options: str) -> TmpfsSuperblock:
     fstype = TmpfsType()
-    pairs = FilesystemContext.parse_options(options)
-    context = FilesystemContext(vfs, fstype, Credentials.root(), options=pairs)
-    superblock = fstype.mount(context)
+    with FilesystemContext(vfs, fstype, Credentials.root()) as context:
+        context.parse_monolithic(options)
+        superblock = context.get_tree()
     assert isinstance(superblock, TmpfsSuperblock)
     return superblock
 
@@ -141,24 +158,46 @@ def test_each_remount_is_taken_or_refused_as_by_the_kernel(
     fd = ours.open("/f", os.O_RDWR | os.O_CREAT)
     ours.task.write(fd, bytes(16384))
     ours.task.close(fd)
-    for options, expected in zip(REMOUNTS, kernel_answers[len(OPTIONS) :], strict=True):
-        pairs = FilesystemContext.parse_options(options)
-        context = FilesystemContext(
-            ours.vfs, ours.superblock.type, Credentials.root(), options=pairs
-        )
+    answers = kernel_answers[len(OPTIONS) : len(OPTIONS) + len(REMOUNTS)]
+    for options, expected in zip(REMOUNTS, answers, strict=True):
         number = 0
         try:
-            ours.superblock.reconfigure(context)
+            with FilesystemContext.for_reconfigure(
+                ours.superblock, Credentials.root(), 0, REMOUNT_FLAGS
+            ) as context:
+                context.parse_monolithic(options)
+                context.reconfigure()
         except OSError as error:
             number = error.errno or -1
         assert [number, state(ours.superblock)] == expected, options
 
 
+def test_fsconfig_takes_or_refuses_each_option_in_the_words_of_the_kernel(
+    kernel_answers: list[list[object]], ours: Ours
+) -> None:
+    for option, expected in zip(OPTIONS, kernel_answers[-len(OPTIONS) :], strict=True):
+        fd = ours.task.fsopen("tmpfs")
+        key, equals, value = option.partition("=")
+        command = abi.FSCONFIG_SET_STRING if equals else abi.FSCONFIG_SET_FLAG
+        found = ["0"]
+        try:
+            ours.task.fsconfig(fd, command, key, value if equals else None)
+        except OSError as error:
+            found = [errno.errorcode[error.errno or 0]]
+        with contextlib.suppress(OSError):
+            while True:
+                found.append(ours.task.read(fd, 1000).decode())
+        ours.task.close(fd)
+        assert found == expected, option
+
+
 def test_root_belongs_to_the_one_who_mounts() -> None:
     vfs = VirtualFilesystem()
     fstype = TmpfsType()
-    context = FilesystemContext(vfs, fstype, Credentials(1000, 1001))
-    with fstype.mount(context) as superblock:
+    with (
+        FilesystemContext(vfs, fstype, Credentials(1000, 1001)) as context,
+        context.get_tree() as superblock,
+    ):
         assert superblock.root is not None and superblock.root.inode is not None
         assert (superblock.root.inode.uid, superblock.root.inode.gid) == (1000, 1001)
         assert superblock.show_options() == ",uid=1000,gid=1001"

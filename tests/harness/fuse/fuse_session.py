@@ -15,6 +15,7 @@ from harness.fuse.opcodes import OPCODES
 from harness.fuse.server import FuseServer
 from harness.wire import PENDING
 from vfs.mount import Mount, VirtualDentry
+from vfs.mount_tree import attach_tree
 from vfs.namei import traverse_mounts
 from vfs.virtual_filesystem import VirtualFilesystem
 
@@ -122,6 +123,7 @@ class Session:
         minor: int = abi.KERNEL_MINOR_VERSION,
         vfs: VirtualFilesystem | None = None,
         source: str | os.PathLike[str] | None = None,
+        mount_options: str = "",
         **options: Any,
     ) -> None:
         if vfs is None:
@@ -132,7 +134,9 @@ class Session:
         if source is None:
             self.namespace = self.vfs.create_namespace("tmpfs")
         else:
-            self.namespace = self.vfs.create_namespace("passthrough", os.fsencode(source))
+            self.namespace = self.vfs.create_namespace(
+                "passthrough", os.fsencode(source), options=mount_options
+            )
         rootfs = self.namespace.root
         self.root = VirtualDentry(*traverse_mounts(rootfs, rootfs.root))
         self.server = FuseServer(self.vfs, self.root, **options)
@@ -287,7 +291,7 @@ def mount_tmpfs(session: Session, nodeid: int) -> None:
     with other:
         top, _ = traverse_mounts(other.root, other.root.root)
         mount = Mount(top.superblock, b"none")
-    mount.attach(node.mount, node.dentry, session.namespace)
+    attach_tree(mount, node.mount, node.dentry, session.namespace.user_ns)
 
 
 def pages(view: memoryview, size: int = 4096) -> list[memoryview]:

@@ -59,6 +59,7 @@ def test_the_same_system_twice_does_not_differ() -> None:
         assert run(parse_script(SCRIPT), one, other, AFTER_EACH_STEP) is None
 
 
+@pytest.mark.usefixtures("every_id")
 def test_the_vfs_and_linux_do_not_differ(linux_agent: Agent) -> None:
     with VfsTarget() as one, LinuxTarget(linux_agent) as other:
         assert run(parse_script(SCRIPT), one, other, AFTER_EACH_STEP) is None
@@ -124,6 +125,7 @@ def test_minimize_keeps_only_the_steps_that_matter() -> None:
     assert minimize(steps, lambda some: all(step in some for step in wanted)) == wanted
 
 
+@pytest.mark.usefixtures("every_id")
 def test_a_script_in_a_file_runs(tmp_path: Path, linux_agent: Agent) -> None:
     script = tmp_path / "script"
     script.write_text(SCRIPT)
@@ -153,7 +155,7 @@ def test_tasks_that_do_not_exist_and_names_taken_are_refused(linux_agent: Agent)
 def test_a_linux_target_leaves_no_mount_and_no_process_behind(linux_agent: Agent) -> None:
     with LinuxTarget(linux_agent) as target:
         target.task().mkdir("d", 0o755)
-        pids = list(target._pids.values())
+        pids = [task.pid for task in target._tasks.values()]
         assert os.listdir(linux_agent.directory) == []
         assert linux_agent.directory not in Path("/proc/self/mountinfo").read_text()
     for pid in pids:

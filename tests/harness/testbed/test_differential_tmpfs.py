@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 from harness.testbed.compare import AFTER_EACH_STEP, AT_END, Difference, minimize, run
-from harness.testbed.generate import sequences
 from harness.testbed.linux_target import Agent, LinuxTarget
 from harness.testbed.step import Step
+from harness.testbed.strategies import file_sequences
 from harness.testbed.target import NoSuchTask
 from harness.testbed.vfs_target import VfsTarget
 
@@ -51,6 +51,7 @@ def report(steps: Sequence[Step], agent: Agent) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(0 if EXAMPLES else 300)
+@pytest.mark.usefixtures("every_id")
 @settings(
     max_examples=EXAMPLES or 400,
     derandomize=not EXAMPLES,
@@ -59,7 +60,7 @@ def report(steps: Sequence[Step], agent: Agent) -> str:
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
-@given(steps=sequences(60))
+@given(steps=file_sequences(60))
 def test_random_calls_on_tmpfs_answer_as_on_the_kernels_tmpfs(
     steps: list[Step], linux_agent: Agent
 ) -> None:
@@ -69,6 +70,7 @@ def test_random_calls_on_tmpfs_answer_as_on_the_kernels_tmpfs(
 
 @pytest.mark.slow
 @pytest.mark.timeout(0 if EXAMPLES else 300)
+@pytest.mark.usefixtures("every_id")
 @settings(
     max_examples=EXAMPLES or 200,
     derandomize=not EXAMPLES,
@@ -77,7 +79,7 @@ def test_random_calls_on_tmpfs_answer_as_on_the_kernels_tmpfs(
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
-@given(steps=sequences(60, mounts=True))
+@given(steps=file_sequences(60, mounts=True))
 def test_random_mounts_of_tmpfs_answer_as_on_the_kernel(
     steps: list[Step], linux_agent: Agent
 ) -> None:

@@ -40,12 +40,15 @@ def wait_readable(fd: int, seconds: float = 20) -> bool:
 @pytest.mark.parametrize("indirect", [False, True])
 @pytest.mark.parametrize("event_idx", [False, True])
 @pytest.mark.parametrize("slots", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
 def test_requests_are_answered_whatever_was_negotiated(
-    serving: Serving, indirect: bool, event_idx: bool, slots: bool
+    serving: Serving, indirect: bool, event_idx: bool, slots: bool, packed: bool
 ) -> None:
     with serving.frontend(regions=4, memory_size=8 << 20) as frontend:
         features = -1 if slots else ~wire.F_CONFIGURE_MEM_SLOTS
-        frontend.negotiate(indirect=indirect, event_idx=event_idx, protocol_features=features)
+        frontend.negotiate(
+            indirect=indirect, event_idx=event_idx, packed=packed, protocol_features=features
+        )
         frontend.share_memory()
         client = FuseClient(frontend, depth=8, timeout=20)
         assert client.init().minor == 38

@@ -6,6 +6,7 @@ import array
 import os
 import socket
 import struct
+import threading
 import time
 from pathlib import Path
 
@@ -18,9 +19,14 @@ from harness.vhost_user import message as wire
 from harness.vhost_user.connection import Connection, ProtocolError
 from harness.vhost_user.frontend import Frontend
 from harness.vhost_user.fuse_client import FuseClient
+from harness.vhost_user.state import DeviceState
 from harness.vhost_user.vring import Vring
+from harness.virtio.dirty_log import DirtyLog
 from harness.virtio.driver import GUEST_BASE, DriverMemory, DriverQueue
+from harness.virtio.inflight import InflightQueue, region_size
 from harness.virtio.memory import GuestMemory, MemoryRegion
+from harness.virtio.packed import PackedQueue
+from harness.virtio.queue import SplitQueue
 
 payloads = st.one_of(
     st.binary(max_size=64),
@@ -34,8 +40,20 @@ payloads = st.one_of(
     st.builds(
         wire.VRING_ADDRESS.pack,
         st.integers(0, 2),
-        st.just(0),
+        st.integers(0, 1),
         *(st.sampled_from([0, 4096, 8192, 1 << 40]),) * 4,
+    ),
+    st.builds(wire.LOG.pack, *(st.sampled_from([0, 1, 8, 4096, 65536, 1 << 40]),) * 2),
+    st.builds(
+        wire.INFLIGHT.pack,
+        *(st.sampled_from([0, 4096, 65536, 1 << 40]),) * 2,
+        st.integers(0, 4),
+        st.sampled_from([0, 1, 8, 64, 40000]),
+    ),
+    st.builds(wire.DEVICE_STATE.pack, st.integers(0, 2), st.integers(0, 1)),
+    st.builds(
+        wire.U64.pack,
+        st.sets(st.sampled_from([26, 28, 29, 30, 32, 34])).map(lambda s: sum(1 << b for b in s)),
     ),
     st.builds(
         lambda regions: (
@@ -51,8 +69,18 @@ messages = st.tuples(
     st.sampled_from(sorted(wire.REQUESTS)) | st.integers(0, 60),
     st.sampled_from([0, wire.NEED_REPLY, wire.REPLY]),
     payloads,
-    st.lists(st.sampled_from(["memory", "eventfd", "file", "pipe"]), max_size=10),
+    st.lists(st.sampled_from(["memory", "eventfd", "file", "pipe", "socket"]), max_size=10)
+    | st.sampled_from([["memory"], ["eventfd"], ["socket"]]),
 )
+
+
+class Stateless(DeviceState):
+    """Has nothing to save."""
+
+    def save(self, fd: int) -> None:
+        os.fstat(fd)
+
+    load = save
 
 
 def descriptors(kinds: list[str]) -> list[int]:
@@ -66,21 +94,29 @@ def descriptors(kinds: list[str]) -> list[int]:
             found.append(os.eventfd(0))
         elif kind == "file":
             found.append(os.open("/dev/null", os.O_RDWR))
+        elif kind == "socket":
+            found.extend(end.detach() for end in socket.socketpair())
         else:
             found.extend(os.pipe())
     return found
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-@given(conversation=st.lists(messages, max_size=12))
+@given(
+    conversation=st.lists(messages, max_size=12), packed=st.booleans(), threads=st.integers(0, 1)
+)
 def test_random_conversations_leak_no_descriptor_and_end_cleanly(
-    conversation: list[tuple[int, int, bytes, list[str]]],
+    conversation: list[tuple[int, int, bytes, list[str]]], packed: bool, threads: int
 ) -> None:
     before = open_descriptors()
-    with serve_device(queues=2) as serving:
+    with serve_device(
+        queues=2, tag="fuzz", state=Stateless(), threads=threads, pooled={ECHO}
+    ) as serving:
         frontend = serving.frontend()
         try:
-            frontend.negotiate()
+            frontend.negotiate(packed=packed, extra=(1 << 64) - 1)
+            frontend.share_memory()
+            frontend.start(1, 8, chain_limit=2)
             for request, flags, payload, kinds in conversation:
                 fds = descriptors(kinds)
                 try:
@@ -93,6 +129,9 @@ def test_random_conversations_leak_no_descriptor_and_end_cleanly(
         finally:
             frontend.close()
         serving.wait_until_gone()
+    for thread in threading.enumerate():
+        if thread.name.startswith("state-"):
+            thread.join()
     assert len(open_descriptors()) <= len(before)
 
 
@@ -138,7 +177,9 @@ def stray(_: object, length: int) -> None:
     raise AssertionError(f"a completion of {length} bytes for a request that was not parked")
 
 
-@settings(max_examples=300, deadline=None)
+@pytest.mark.parametrize("layout", [SplitQueue, PackedQueue])
+@pytest.mark.parametrize("careful", [False, True])
+@settings(max_examples=200, deadline=None)
 @given(
     tables=st.binary(max_size=16 * 8),
     avail=st.binary(max_size=6 + 2 * 8),
@@ -147,23 +188,33 @@ def stray(_: object, length: int) -> None:
         st.tuples(
             st.integers(GUEST_BASE, GUEST_BASE + 1024) | st.integers(0, (1 << 64) - 1),
             st.integers(0, 128) | st.integers(0, 0xFFFFFFFF),
-            st.integers(0, 7),
-            st.integers(0, 8),
+            st.integers(0, 7) | st.sampled_from([0x80, 0x81, 0x82, 0x84, 0x8000, 0x8001]),
+            st.integers(0, 8) | st.sampled_from([0x80, 0x81, 0x82, 0x84, 0x8000, 0x8001]),
         ),
         max_size=8,
     ),
+    noise=st.binary(max_size=200),
 )
 def test_random_rings_and_requests_never_raise_out_of_the_vring(
+    layout: type[SplitQueue] | type[PackedQueue],
+    careful: bool,
     tables: bytes,
     avail: bytes,
     requests: bytes,
     descriptors: list[tuple[int, int, int, int]],
+    noise: bytes,
 ) -> None:
     memory = DriverMemory(1 << 16)
     guest = GuestMemory()
     for address, size, user, offset in memory.regions():
         guest.add(MemoryRegion(memory.fd, address, size, user, offset))
+    # A packed ring takes up the room of the descriptors, its events that of the other rings.
     queue = DriverQueue(memory, 8)
+    memory.at(queue.descriptors, len(tables))[:] = tables
+    for index, descriptor in enumerate(descriptors):
+        queue.write_descriptor(index, *descriptor)
+    memory.at(queue.avail_ring, len(avail))[:] = avail
+    memory.at(GUEST_BASE + 512, len(requests))[:] = requests
     vring = Vring(0, EchoServer(), stray)
     vring.size = 8
     vring.addresses = (
@@ -172,15 +223,26 @@ def test_random_rings_and_requests_never_raise_out_of_the_vring(
         memory.user_address(queue.used_ring),
     )
     vring.started = vring.enabled = True
-    vring.map(guest, indirect=True, event_idx=True)
-    memory.at(queue.descriptors, len(tables))[:] = tables
-    for index, descriptor in enumerate(descriptors):
-        queue.write_descriptor(index, *descriptor)
-    memory.at(queue.avail_ring, len(avail))[:] = avail
-    memory.at(GUEST_BASE + 512, len(requests))[:] = requests
-    vring.serve()
-    vring.serve()
+    inflight = log = None
+    if careful:
+        fd = os.memfd_create("log")
+        os.ftruncate(fd, 1 << 16)
+        log = DirtyLog(fd, 1 << 16, 0)
+        os.close(fd)
+        if layout is SplitQueue:
+            room = bytearray(region_size(8))
+            room[: len(noise)] = noise[: len(room)]
+            inflight = InflightQueue(memoryview(room), 8)
+        vring.keep_log(log, prepared=True)
+    vring.map(guest, layout, indirect=True, event_idx=True, inflight=inflight)
+    for _ in range(3):
+        vring.serve()
+        if vring.runs:
+            vring.enable_kicks()
+            vring.map(guest, layout, indirect=True, event_idx=True)
     vring.close()
+    if log is not None:
+        log.close()
     queue.close()
     guest.clear()
     memory.close()

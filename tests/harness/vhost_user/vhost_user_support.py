@@ -6,6 +6,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from errno import EINTR
@@ -107,11 +108,18 @@ class Serving:
 
 @contextmanager
 def serve_device(
-    path: str = "", *, tag: str | None = None, queues: int = 1, poll_limit_ns: int = 0
+    path: str = "",
+    *,
+    tag: str | None = None,
+    queues: int = 1,
+    poll_limit_ns: int = 0,
+    server: Any = None,
+    **options: Any,
 ) -> Iterator[Serving]:
-    """Serve an EchoServer on a thread. What is raised there is raised here at the end."""
-    server = EchoServer()
-    with VirtioFsDevice(server, tag, queues, poll_limit_ns=poll_limit_ns) as device:
+    """Serve an EchoServer, or `server`, on a thread. What is raised there is raised here."""
+    if server is None:
+        server = EchoServer()
+    with VirtioFsDevice(server, tag, queues, poll_limit_ns=poll_limit_ns, **options) as device:
         serving = Serving(server, device)
         serving.sock.close()
         serving.path = path
@@ -149,3 +157,13 @@ def open_descriptors() -> dict[str, str]:
         except FileNotFoundError:
             pass
     return found
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20) -> bool:
+    """Whether `condition` comes true in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.001)
+    return True

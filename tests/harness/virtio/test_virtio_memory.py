@@ -81,12 +81,13 @@ def test_user_addresses_are_translated_within_one_region_only(ram: int) -> None:
             memory.user_view(address, length)
 
 
-def test_region_beginning_inside_a_page_of_its_file_maps_the_right_bytes(ram: int) -> None:
-    memory = GuestMemory()
-    memory.add(MemoryRegion(ram, PAGE, PAGE, USER, 3 * PAGE - 1))
-    assert segments(memory, PAGE, 2) == [b"\2\3"]
-    with pytest.raises(BadAddress):
-        segments(memory, 2 * PAGE, 1)
+@pytest.mark.parametrize("misaligned", range(4))
+def test_region_that_is_not_made_of_pages_is_refused(ram: int, misaligned: int) -> None:
+    values = [PAGE, PAGE, USER, PAGE]
+    MemoryRegion(ram, *values).close()
+    values[misaligned] += 512
+    with pytest.raises(BadRegion):
+        MemoryRegion(ram, *values)
 
 
 @pytest.mark.parametrize(
