@@ -6,7 +6,7 @@ PYTEST := $(PY) -m pytest
 # Extra arguments for pytest: make test ARGS='-k rename -x'
 ARGS ?=
 
-.PHONY: run test check lint bench fast clean setup guest-setup
+.PHONY: run test check lint bench fast fuzz clean setup guest-setup
 
 run: guest-setup
 	@$(VENV)/bin/dentry demo
@@ -23,6 +23,9 @@ lint: setup
 
 fast: setup
 	$(PYTEST) -m 'not slow and not guest and not fuse' $(ARGS)
+
+fuzz: setup
+	$(PY) -m harness.fuzz all --inputs 1000000 $(ARGS)
 
 bench: guest-setup
 	$(PY) -m benchmarks $(ARGS)
