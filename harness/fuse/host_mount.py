@@ -124,6 +124,14 @@ def detach(mount: HostMount, *, lazy: bool = False) -> None:
         raise OSError(EBUSY, os.strerror(EBUSY), mount.mountpoint)
 
 
+def have_fusectl() -> None:
+    """Mount fusectl where everybody looks for it, if it is not there: no distribution's boot, no
+    fusectl. Raises: EPERM without CAP_SYS_ADMIN.
+    """
+    if not os.path.ismount(FUSECTL):
+        _mount("fusectl", FUSECTL, "fusectl", 0, "")
+
+
 def abort(mount: HostMount) -> bool:
     """End the connection: clients in a call get ECONNABORTED, later ones ENOTCONN.
 
@@ -131,12 +139,9 @@ def abort(mount: HostMount) -> bool:
     it may not be for a user where fusectl is not mounted.
     """
     control = f"{FUSECTL}/{mount.connection}/abort"
-    if os.geteuid() == 0 and not os.path.ismount(FUSECTL):
-        try:
-            _mount("fusectl", FUSECTL, "fusectl", 0, "")
-        except OSError:
-            return _force(mount)
     try:
+        if os.geteuid() == 0:
+            have_fusectl()
         fd = os.open(control, os.O_WRONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         # Ended by now, or no fusectl: then an abort is what MNT_FORCE does first.
