@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UsageError
+from harness.socket_file import SocketFile
 from harness.virtiofsd import life
 from harness.virtiofsd.life import (
     Ended,
     Notifier,
     PidFile,
     Signals,
-    SocketFile,
     activated_socket,
     configure_log,
     inherited_socket,
