@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any, Self
 
@@ -25,6 +26,7 @@ class RemoteKernel:
         """Connect to the control socket at `path`. Raises: UsageError."""
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._number = 0
+        self._lock = threading.Lock()
         try:
             self._sock.connect(path)
         except OSError as error:
@@ -69,23 +71,24 @@ class RemoteKernel:
         return self.request("call", task=task, call=name, arguments=encode(arguments))
 
     def request(self, operation: str, **fields: Any) -> Any:
-        """Have the daemon do `operation`, and return its value.
+        """Have the daemon do `operation`, and return its value. Threads take turns.
 
         Raises:
             OSError: the operation's.
             UsageError: the daemon does not know it, or not these fields.
             Disconnected: the daemon is gone.
         """
-        self._number += 1
-        request = {"id": self._number, "op": operation, **fields}
-        try:
-            self._sock.sendall(json.dumps(request).encode() + b"\n")
-        except OSError:
-            raise Disconnected("the daemon has ended") from None
-        for reply in self._lines:
-            if reply.get("id") == self._number:
-                return self._value(reply)
-        raise Disconnected("the daemon has ended")
+        with self._lock:
+            self._number += 1
+            request = {"id": self._number, "op": operation, **fields}
+            try:
+                self._sock.sendall(json.dumps(request).encode() + b"\n")
+            except OSError:
+                raise Disconnected("the daemon has ended") from None
+            for reply in self._lines:
+                if reply.get("id") == self._number:
+                    return self._value(reply)
+            raise Disconnected("the daemon has ended")
 
     def _value(self, reply: dict[str, Any]) -> Any:
         error = reply.get("error")
