@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from harness.shell.command import Commands
-from harness.shell.commands import builtin
+from harness.shell.commands import builtin, listing
 
 
 def all_commands() -> Commands:
     """The table of every command."""
     commands = Commands()
-    for family in (builtin,):
+    for family in (builtin, listing):
         family.register(commands)
     return commands
