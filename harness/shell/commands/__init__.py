@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from harness.shell.command import Commands
-from harness.shell.commands import builtin, listing
+from harness.shell.commands import builtin, changing, content, listing
 
 
 def all_commands() -> Commands:
     """The table of every command."""
     commands = Commands()
-    for family in (builtin, listing):
+    for family in (builtin, listing, content, changing):
         family.register(commands)
     return commands
