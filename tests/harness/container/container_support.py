@@ -141,7 +141,7 @@ def is_gone(pid: int) -> bool:
 
 def wait_for_state(ancestor: int, name: str, state: str) -> None:
     """Return when a descendant of `ancestor` that is called `name` is in `state` (proc(5))."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         for pid in descendants(ancestor):
             stat = Path(f"/proc/{pid}/stat").read_text()

@@ -53,9 +53,13 @@ def shared() -> Iterator[Path]:
 
 
 def assert_disconnected(device: str) -> None:
-    """The FUSE connection of the tree with st_dev `device` is no more."""
-    if os.path.ismount(FUSECTL):
-        assert not Path(FUSECTL, str(os.minor(int(device)))).exists()
+    """The FUSE connection of the tree with st_dev `device` is no more, or will be: the kernel may
+    take the last mount apart after the last process.
+    """
+    deadline = time.monotonic() + 60
+    while os.path.ismount(FUSECTL) and Path(FUSECTL, str(os.minor(int(device)))).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 # Death
@@ -245,7 +249,7 @@ class Terminal:
 
     def expect(self, pattern: str) -> re.Match[str]:
         """Read until `pattern` is there, and drop all up to its end."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not (match := re.search(pattern, self.text)):
             ready, _, _ = select.select([self.fd], [], [], max(0, deadline - time.monotonic()))
             if not ready:
