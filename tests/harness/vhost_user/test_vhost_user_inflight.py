@@ -69,11 +69,11 @@ def daemons(tmp_path: Path) -> Iterator[Daemons]:
 
 
 def tracked(sock: socket.socket) -> tuple[Frontend, FuseClient]:
-    frontend = Frontend(sock, timeout=30)
+    frontend = Frontend(sock, timeout=60)
     frontend.negotiate(extra=wire.F_INFLIGHT_SHMFD)
     frontend.share_memory()
     frontend.track_inflight(3, 256)
-    return frontend, FuseClient(frontend, depth=12, timeout=30, spin_ns=0)
+    return frontend, FuseClient(frontend, depth=12, timeout=60, spin_ns=0)
 
 
 def test_requests_in_flight_are_answered_once_and_in_order_by_the_next_daemon(
@@ -213,7 +213,7 @@ def tracked_in_process(serving: Serving) -> tuple[Frontend, FuseClient]:
     frontend.negotiate(extra=wire.F_INFLIGHT_SHMFD)
     frontend.share_memory()
     frontend.track_inflight(2, 256)
-    return frontend, FuseClient(frontend, depth=8, timeout=20)
+    return frontend, FuseClient(frontend, depth=8, timeout=60)
 
 
 def test_ring_larger_than_its_inflight_memory_is_broken_and_reported() -> None:
