@@ -104,8 +104,9 @@ def config_of(given: argparse.Namespace, *, euid: int = 0, egid: int = 0) -> Con
     sandbox = "namespace"
     if given.disable_sandbox:
         sandbox = "none" if skip else "chroot"
-        for option in ("uid_map", "gid_map"):
-            if getattr(given, option) is not None:
+        for option in ("uid_map", "gid_map", "uid", "gid"):
+            value = getattr(given, option)
+            if value is not None and (option, value) not in (("uid", "0"), ("gid", "0")):
                 name = option.replace("_", "-")
                 raise UsageError(f"--{name} and --disable-sandbox exclude each other")
     config = Config(

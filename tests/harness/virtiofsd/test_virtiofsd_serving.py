@@ -371,8 +371,6 @@ def test_what_has_no_effect_yet_is_refused(words: list[str], option: str) -> Non
 @pytest.mark.parametrize(
     ("words", "option"),
     [
-        (["--uid=5"], "--uid"),
-        (["--gid=5"], "--gid"),
         (["--cfg=max_dynamic_perm=1"], "--cfg max_dynamic_perm"),
         (["--cfg=max_dynamic_xattr=1"], "--cfg max_dynamic_xattr"),
         (["--allowlist-socket-path=A"], "--allowlist-socket-path"),
