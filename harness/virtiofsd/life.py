@@ -42,14 +42,21 @@ class SocketFile:
     Closing it leaves the file, for the process that serves may not see it; `remove` does not.
     """
 
-    def __init__(self, path: str, group: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        group: str | None = None,
+        *,
+        option: str = "--socket-path",
+        kind: socket.SocketKind = socket.SOCK_STREAM,
+    ) -> None:
         """Raises: UsageError if the path or the group can't be had."""
         gid = None if group is None else _group(group)
         self.path = os.path.abspath(path)
         try:
-            self.listener = listen(path)
+            self.listener = listen(path, kind)
         except OSError as error:
-            raise UsageError(f"--socket-path {path}: {_explained(path, error)}") from None
+            raise UsageError(f"{option} {path}: {_explained(path, error)}") from None
         found = os.stat(path)
         self._identity = (found.st_dev, found.st_ino)
         if gid is not None:
