@@ -80,6 +80,7 @@ class Process:
                 if uid:
                     become_user()
                 kept = options.pop("keep_fds", ())
+                options["uid"], options["gid"] = options.pop("inside", (0, 0))
                 wanted = SandboxOptions(
                     shared_dir=os.fspath(directory), keep_fds=(writing, *kept), **options
                 )

@@ -214,6 +214,21 @@ def test_the_list_suffices_for_all_that_guests_ask(mode: str, data: str) -> None
 
 
 @can_be_told
+@pytest.mark.parametrize("mode", ["namespace", "chroot"])
+def test_extended_attributes_need_neither_proc_nor_new_calls(
+    monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    monkeypatch.setenv("WITHOUT_XATTRAT", "1")
+    with shared_directory(0) as shared:
+        # What a guest calls so is none of the daemon's descriptors.
+        (shared / "proc" / "self" / "fd").mkdir(parents=True)
+        with daemon(shared, mode, "kill") as client:
+            exercise = Exercise(client, b"work")
+            exercise.run()
+            assert not exercise.skipped & {"SETXATTR", "GETXATTR", "LISTXATTR", "REMOVEXATTR"}
+
+
+@can_be_told
 def test_the_list_suffices_for_a_users_daemon() -> None:
     ours, theirs = socket.socketpair()
     with shared_directory(USER) as shared:

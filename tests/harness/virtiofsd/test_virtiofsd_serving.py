@@ -33,7 +33,7 @@ from harness.fuse import abi
 from harness.vhost_user.frontend import Frontend
 from harness.vhost_user.fuse_client import ROOT
 from harness.virtiofs import listen
-from harness.virtiofsd import crosvm, seams
+from harness.virtiofsd import seams
 from harness.virtiofsd.arguments import parse
 
 # A daemon, or several, for each test.
@@ -368,32 +368,9 @@ def test_what_has_no_effect_yet_is_refused(words: list[str], option: str) -> Non
         seams.refuse_awaited(config)
 
 
-@pytest.mark.parametrize(
-    ("words", "option"),
-    [
-        (["--uid=5"], "--uid"),
-        (["--gid=5"], "--gid"),
-        (["--cfg=max_dynamic_perm=1"], "--cfg max_dynamic_perm"),
-        (["--cfg=max_dynamic_xattr=1"], "--cfg max_dynamic_xattr"),
-        (["--allowlist-socket-path=A"], "--allowlist-socket-path"),
-        (
-            ["--disable-sandbox", "--skip-pivot-root=true", "--cfg", "ugid_map=0 0 1 1 7 /"],
-            "--cfg ugid_map",
-        ),
-    ],
-)
-def test_what_has_no_effect_yet_is_refused_of_crosvms_options(
-    words: list[str], option: str
-) -> None:
-    config = crosvm.parse(["--fd=3", "--tag=t", "--shared-dir=.", *words])
-    with pytest.raises(UsageError, match=f"{option} is not implemented"):
-        seams.refuse_awaited(config)
-
-
 def test_every_row_that_is_awaited_is_tested_above() -> None:
     virtiofsds = test_what_has_no_effect_yet_is_refused.pytestmark[0].args[1]  # type: ignore[attr-defined]
-    crosvms = test_what_has_no_effect_yet_is_refused_of_crosvms_options.pytestmark[0].args[1]  # type: ignore[attr-defined]
-    tested = {option for _, option in (*virtiofsds, *crosvms)}
+    tested = {option for _, option in virtiofsds}
     assert tested == {row.option for row in seams.AWAITED}
 
 
