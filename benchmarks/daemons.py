@@ -44,8 +44,13 @@ class Daemon:
         self.client = client
 
     def cpu_ns(self) -> int:
-        """CPU time of the daemon and of the children it made, in nanoseconds."""
-        return sum(_run_time(pid) for pid in _family(self.process.pid))
+        """``run_time`` of the daemon."""
+        return run_time(self.process.pid)
+
+
+def run_time(pid: int) -> int:
+    """CPU time of a process and of the children it made, in nanoseconds."""
+    return sum(_run_time(pid) for pid in _family(pid))
 
 
 def _family(pid: int) -> Iterator[int]:
@@ -73,7 +78,7 @@ def running(name: str, command: Sequence[str], path: str) -> Iterator[Daemon]:
         preexec_fn=lambda: os.sched_setaffinity(0, {daemon_cpu}),
     )
     with ExitStack() as stack:
-        stack.callback(_stop, process)
+        stack.callback(stop, process)
         os.sched_setaffinity(0, {client_cpu})
         try:
             frontend = Frontend.connect(path, memory_size=_MEMORY)
@@ -90,7 +95,8 @@ def running(name: str, command: Sequence[str], path: str) -> Iterator[Daemon]:
         yield Daemon(name, process, client)
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process, by SIGTERM first, and reap it."""
     process.terminate()
     try:
         process.communicate(timeout=5)
