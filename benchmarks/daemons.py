@@ -1,4 +1,4 @@
-"""The daemons that are compared: dentry, and Debian's C virtiofsd where it is installed."""
+"""The daemons that are compared: dentry, and both virtiofsds where they can be had."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from benchmarks.rust_virtiofsd import rust_virtiofsd
 from harness.vhost_user.frontend import Frontend
 from harness.vhost_user.fuse_client import FuseClient
 
@@ -108,7 +109,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 @contextmanager
 def all_daemons(directory: Path) -> Iterator[list[Daemon]]:
     """dentry on a tmpfs of its own, dentry passing a directory below ``directory`` through, and the
-    C virtiofsd on another one there, each with a client.
+    virtiofsds on others there, each with a client.
     """
     with ExitStack() as stack:
         sockets = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dentry-bench-")))
@@ -123,6 +124,7 @@ def all_daemons(directory: Path) -> Iterator[list[Daemon]]:
         if C_VIRTIOFSD is not None:
             peer = [C_VIRTIOFSD, "--socket-path=PATH", "-o", f"source={theirs}"]
             places.append(("C virtiofsd", [*peer, "-o", "cache=auto,sandbox=chroot"]))
+        places += rust_virtiofsd(directory / "rust")
         daemons = []
         for number, (name, command) in enumerate(places):
             path = str(sockets / str(number))
