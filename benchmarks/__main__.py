@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=4000, help="requests per round")
     parser.add_argument("--only", default="", help="only rows whose name contains this")
     arguments = parser.parse_args()
-    console = Console(width=140)
+    console = Console(width=160)
     # /dev/shm is the kernel's tmpfs, so that the peers store where dentry's tmpfs does: in memory.
     with (
         tempfile.TemporaryDirectory(prefix="dentry-bench-", dir="/dev/shm") as directory,
