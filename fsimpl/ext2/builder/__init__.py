@@ -12,6 +12,8 @@ from fsimpl.ext2.builder.host import HostSource
 from fsimpl.ext2.builder.image_file import write_image
 from fsimpl.ext2.builder.options import BLOCK_SIZE, BuildOptions
 from fsimpl.ext2.builder.plan import ImagePlan, Piece
+from fsimpl.ext2.builder.tar import TarSource
+from fsimpl.ext2.builder.tasks import TaskSource
 
 __all__ = [
     "BLOCK_SIZE",
@@ -20,6 +22,8 @@ __all__ = [
     "ImageError",
     "ImagePlan",
     "Piece",
+    "TarSource",
+    "TaskSource",
     "build",
     "write_image",
 ]

@@ -16,6 +16,7 @@ from fsimpl.ext2.builder.files import SourceFile
 from fsimpl.ext2.builder.options import BLOCK_SIZE
 from fsimpl.ext2.builder.plan import ImagePlan, Piece, put
 from fsimpl.ext2.builder.tree import Progress
+from vfs.errors import oserror
 
 _FICLONERANGE: Final = 0x4020940D
 _CLONE: Final = struct.Struct("=qQQQ")
@@ -46,7 +47,10 @@ def write_image(plan: ImagePlan, path: str | bytes, progress: Progress) -> None:
     directory, name = os.path.split(target)
     # The longest name that there may be has no room for more.
     temporary = os.path.join(directory, b".%s.%s" % (name[:200], secrets.token_hex(6).encode()))
-    fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise oserror(error.errno or errno.EIO, target) from None
     try:
         try:
             os.ftruncate(fd, plan.size)
