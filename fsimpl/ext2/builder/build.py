@@ -15,7 +15,7 @@ from fsimpl.ext2.builder.geometry import INODE_SIZE, Allocator, Run, plan_geomet
 from fsimpl.ext2.builder.options import BLOCK_SIZE, BuildOptions, Owners
 from fsimpl.ext2.builder.plan import ImagePlan, Piece
 from fsimpl.ext2.builder.records import Record, Records, SharedBlock
-from fsimpl.ext2.builder.tree import Node, Progress, Source
+from fsimpl.ext2.builder.tree import Node, Progress, Source, ignore
 from fsimpl.ext2.layout import (
     COMPAT_DIR_INDEX,
     COMPAT_EXT_ATTR,
@@ -49,12 +49,8 @@ _M32: Final = 0xFFFFFFFF
 _NO_BLOCKS: Final = bytes(60)
 
 
-def _ignore(what: str, done: int, total: int) -> None:
-    pass
-
-
 def build(
-    source: Source, options: BuildOptions | None = None, progress: Progress = _ignore
+    source: Source, options: BuildOptions | None = None, progress: Progress = ignore
 ) -> ImagePlan:
     """Plan an image of ``source``, which the plan owns from then on; on an error it is closed.
 
@@ -110,7 +106,7 @@ class _Build:
         self._groups(memoryview(table).toreadonly())
         return ImagePlan(
             source,
-            self._geometry.blocks * BLOCK_SIZE,
+            (self._options.size or self._geometry.blocks * BLOCK_SIZE) // BLOCK_SIZE * BLOCK_SIZE,
             self._options.uuid,
             _joined(self._segments),
             self._mappings,

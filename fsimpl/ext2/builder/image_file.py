@@ -15,7 +15,7 @@ from fsimpl.ext2.builder.errors import ImageError
 from fsimpl.ext2.builder.files import SourceFile
 from fsimpl.ext2.builder.options import BLOCK_SIZE
 from fsimpl.ext2.builder.plan import ImagePlan, Piece, put
-from fsimpl.ext2.builder.tree import Progress
+from fsimpl.ext2.builder.tree import Progress, ignore
 from vfs.errors import oserror
 
 _FICLONERANGE: Final = 0x4020940D
@@ -32,7 +32,7 @@ _CHUNK: Final = 8 << 20
 """Between two reports of progress."""
 
 
-def write_image(plan: ImagePlan, path: str | bytes, progress: Progress) -> None:
+def write_image(plan: ImagePlan, path: str | bytes, progress: Progress = ignore) -> None:
     """Write the image to ``path``, which appears, or is replaced, when it is complete.
 
     Reports bytes of content as "write". A source that changed is in ``plan.changed`` afterwards.

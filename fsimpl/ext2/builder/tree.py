@@ -19,6 +19,10 @@ Progress = Callable[[str, int, int], None]
 """Told now and then: what is done, how much of it (files, or bytes), of how much (0: unknown)."""
 
 
+def ignore(what: str, done: int, total: int) -> None:
+    """A Progress that nobody looks at."""
+
+
 class Node:
     """A file of any type, with all its names. Times are nanoseconds since 1970.
 
