@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from typing import Final
 
 from fsimpl.ext2.builder.errors import ImageError, printable
@@ -35,7 +36,7 @@ DiskXattr = tuple[int, int, bytes, bytes]
 """Index, length of the rest of the name, that rest, value: what a block's order goes by."""
 
 
-def to_disk(xattrs: list[tuple[bytes, bytes]], owners: Owners) -> list[DiskXattr]:
+def to_disk(xattrs: Iterable[tuple[bytes, bytes]], owners: Owners) -> list[DiskXattr]:
     """What an ext2 can hold of ``xattrs``, with the image's ids, in a block's order.
 
     Raises: OSError: EINVAL, EOPNOTSUPP: an ACL that is none; EOVERFLOW as ``Owners.capability``.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import stat
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from operator import itemgetter
 from typing import Final
 
 from fsimpl.ext2.builder.attributes import with_refcount
@@ -108,7 +109,7 @@ class _Build:
             source,
             (self._options.size or self._geometry.blocks * BLOCK_SIZE) // BLOCK_SIZE * BLOCK_SIZE,
             self._options.uuid,
-            _joined(self._segments),
+            sorted(self._segments, key=itemgetter(0)),
             self._mappings,
             self._copies,
         )
@@ -294,27 +295,3 @@ def _bitmap(used: int, size: int) -> bytes:
     """A block of bits: ``used`` are set, and those that stand for nothing beyond ``size``."""
     bits = (1 << used) - 1 | (1 << _BITMAP_BITS) - (1 << size)
     return bits.to_bytes(BLOCK_SIZE, "little")
-
-
-def _joined(
-    segments: list[tuple[int, bytes | memoryview]],
-) -> list[tuple[int, bytes | memoryview]]:
-    """The segments in order, neighbours as one."""
-    return list(_neighbours(sorted(segments, key=lambda segment: segment[0])))
-
-
-def _neighbours(
-    segments: list[tuple[int, bytes | memoryview]],
-) -> Iterator[tuple[int, bytes | memoryview]]:
-    start = end = 0
-    parts: list[bytes | memoryview] = []
-    for offset, data in segments:
-        if parts and offset != end:
-            yield start, b"".join(parts) if len(parts) > 1 else parts[0]
-            parts = []
-        if not parts:
-            start = offset
-        parts.append(data)
-        end = offset + len(data)
-    if parts:
-        yield start, b"".join(parts) if len(parts) > 1 else parts[0]

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import stat
+from collections.abc import Sequence
 from typing import Final
 
 from fsimpl.ext2.builder.files import HostFile, HostRoot, open_quietly
@@ -138,7 +139,7 @@ class HostSource:
         node.xattrs = self._xattrs(directory, name, prefix)
         return node, (abi.makedev(dev_major, dev_minor), ino), mount, blocks
 
-    def _xattrs(self, directory: int, name: bytes, prefix: bytes) -> list[tuple[bytes, bytes]]:
+    def _xattrs(self, directory: int, name: bytes, prefix: bytes) -> Sequence[tuple[bytes, bytes]]:
         if self._base:
             path = self._base + b"/" + prefix + name
         else:
@@ -148,8 +149,10 @@ class HostSource:
             names = os.listxattr(path, follow_symlinks=False)
         except OSError as error:
             if error.errno in _NO_XATTRS:
-                return []
+                return ()
             raise
+        if not names:
+            return ()
         found = []
         for attribute in names:
             try:

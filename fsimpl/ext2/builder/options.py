@@ -14,9 +14,9 @@ BLOCK_SIZE: Final = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildOptions:
-    """``size`` in bytes, of which the last few may be in no group; None: as small as can be. ``blocks_per_group`` (a multiple
-    of 8, 256 to 32768) and ``inodes_per_group`` (1 to 32768, rounded up to 16) are computed if
-    None.
+    """``size`` in bytes, of which the last few may be in no group; None: as small as can be.
+    ``blocks_per_group`` (a multiple of 8, 256 to 32768) and ``inodes_per_group`` (1 to 32768,
+    rounded up to 16) are computed if None.
 
     ``uids`` and ``gids`` say which id of the source is which in the image, a total table as a user
     namespace's; ``uid`` and ``gid`` own what they don't name, and everything without a table.

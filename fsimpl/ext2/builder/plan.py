@@ -14,6 +14,7 @@ from typing import Final, NamedTuple, Self
 
 from fsimpl.ext2.builder.files import OpenFile, SourceFile, read_fully
 from fsimpl.ext2.builder.tree import Source
+from vfs import abi
 
 _OPEN_FILES: Final = 64
 _CHANGED: Final = (
@@ -100,8 +101,19 @@ class ImagePlan:
 
         Raises: as pwrite(2).
         """
+        if not isinstance(target, int):
+            for offset, data in self.metadata:
+                target[offset : offset + len(data)] = data
+            return
+        start = end = 0
+        parts: list[bytes | memoryview] = []
         for offset, data in self.metadata:
-            put(target, offset, memoryview(data))
+            if offset != end or len(parts) == abi.IOV_MAX:
+                _put_all(target, start, parts)
+                start, parts = offset, []
+            parts.append(data)
+            end = offset + len(data)
+        _put_all(target, start, parts)
 
     def write_copies(self, target: Target) -> None:
         """Write what can't be mapped. Raises: as pwrite(2), and as reading a source does."""
@@ -199,3 +211,13 @@ def put(target: Target, offset: int, data: memoryview) -> None:
         count = os.pwrite(target, data, offset)
         offset += count
         data = data[count:]
+
+
+def _put_all(fd: int, offset: int, parts: list[bytes | memoryview]) -> None:
+    """Write ``parts`` one after another from ``offset``. Raises: as pwritev(2)."""
+    done = os.pwritev(fd, parts, offset) if parts else 0
+    for part in parts:
+        if done < len(part):
+            put(fd, offset + done, memoryview(part)[done:])
+        offset += len(part)
+        done = max(done - len(part), 0)

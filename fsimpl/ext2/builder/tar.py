@@ -195,7 +195,7 @@ class TarSource:
             node.rdev = abi.makedev(member.devmajor, member.devminor)
         elif node.mode & abi.S_IFMT == stat.S_IFLNK:
             node.target = _bytes(member.linkname)
-        node.xattrs = [
+        xattrs = [
             (_bytes(key.removeprefix(_XATTR)), _bytes(value))
             for key, value in headers.items()
             if key.startswith(_XATTR)
@@ -203,9 +203,10 @@ class TarSource:
         for key, attribute in _ACLS.items():
             if key in headers:
                 try:
-                    node.xattrs.append((attribute, format_acl(_text_acl(headers[key]))))
+                    xattrs.append((attribute, format_acl(_text_acl(headers[key]))))
                 except (KeyError, ValueError):
                     raise ImageError(f"{self._of(member)}: its ACL: {headers[key]!r}") from None
+        node.xattrs = xattrs
 
     def _content(self, member: tarfile.TarInfo, node: Node) -> None:
         node.size = member.size

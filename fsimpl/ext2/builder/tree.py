@@ -7,8 +7,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
 
 from fsimpl.ext2.builder.files import SourceFile
 
@@ -43,11 +43,11 @@ class Node:
         self.rdev = 0
         self.size = 0
         self.atime_ns = self.mtime_ns = self.ctime_ns = self.btime_ns = 0
-        self.xattrs: list[tuple[bytes, bytes]] = []
+        self.xattrs: Sequence[tuple[bytes, bytes]] = ()
         self.target = b""
         self.file: SourceFile | None = None
         self.extents: list[Extent] | None = None
-        self.children: dict[bytes, Node] = {}
+        self.children: dict[bytes, Node] = {} if stat.S_ISDIR(mode) else _NO_CHILDREN
         self.nlink = 0
         self.ino = 0
 
@@ -58,6 +58,10 @@ class Node:
     @property
     def is_regular(self) -> bool:
         return stat.S_ISREG(self.mode)
+
+
+_NO_CHILDREN: Final[dict[bytes, Node]] = {}
+"""Of everything that is no directory, so that a million files don't have a million of them."""
 
 
 class Source(Protocol):
