@@ -18,6 +18,7 @@ from fsimpl.ext2.layout import (
     EXT2_NAME_LEN,
     EXT2_ROOT_INO,
     INCOMPAT_64BIT,
+    INCOMPAT_EXTENTS,
     DiskInode,
     GroupDescriptor,
 )
@@ -239,9 +240,14 @@ class Ext2Superblock(Superblock):
             if disk.feature_compat & COMPAT_HAS_JOURNAL and not disk.overhead_clusters:
                 overhead += self._journal_blocks()
         free = disk.free_blocks_count
+        reserved = disk.r_blocks_count
+        if disk.feature_incompat & INCOMPAT_EXTENTS:
+            # Linux: ext4_set_resv_clusters, for extents that must be split.
+            ratio = geometry.cluster_ratio
+            reserved += min(geometry.blocks_count // ratio // 50, 4096) * ratio
         return Statfs(
             self.magic, self.block_size, max(geometry.blocks_count - overhead, 0), free,
-            max(free - disk.r_blocks_count, 0), geometry.inodes_count, disk.free_inodes_count,
+            max(free - reserved, 0), geometry.inodes_count, disk.free_inodes_count,
             EXT2_NAME_LEN, self.block_size, self._fsid,
         )  # fmt: skip
 
