@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterator
 import pytest
 
 import devtmpfs
+from fsimpl.ext2 import Ext2Type
 from fsimpl.passthrough import PassthroughType
 from fsimpl.tmpfs import TmpfsType
 from harness.guest.errors import GuestUnavailable
@@ -62,7 +63,7 @@ def vfs() -> Iterator[VirtualFilesystem]:
     At the end of the test all invariants are checked and every reference must have come back.
     """
     filesystem = VirtualFilesystem(tracing=True)
-    for fstype in (TmpfsType(), PassthroughType()):
+    for fstype in (TmpfsType(), PassthroughType(), Ext2Type()):
         filesystem.register(fstype)
     devtmpfs.install(filesystem)
     yield filesystem

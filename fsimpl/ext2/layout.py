@@ -200,6 +200,9 @@ class SuperBlock(NamedTuple):
     raid_stripe_width: int = 0
     log_groups_per_flex: int = 0
     checksum_type: int = 0
+    overhead_clusters: int = 0
+    backup_bg_first: int = 0
+    backup_bg_second: int = 0
     checksum_seed: int = 0
     checksum: int = 0
 
@@ -240,7 +243,7 @@ class SuperBlock(NamedTuple):
 
 
 _SUPERBLOCK: Final = struct.Struct(
-    "<11I2I6H4I2HI2H3I16s16s64sI2BH16s3I16s2BH3I68s3I2HI2HQI2B250xI392xI"
+    "<11I2I6H4I2HI2H3I16s16s64sI2BH16s3I16s2BH3I68s3I2HI2HQI2B210x3I28xI392xI"
 )
 assert _SUPERBLOCK.size == SUPERBLOCK_SIZE
 
