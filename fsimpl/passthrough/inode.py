@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 from typing import TYPE_CHECKING, ClassVar, cast
@@ -26,10 +25,10 @@ if TYPE_CHECKING:
     from vfs.mount import Mount
 
 _statx = oslib.statx
-_get_errno = ctypes.get_errno
 _STATX_WANTED = oslib.STATX_WANTED
 _unpack_statx = oslib.STATX.unpack
 _NOFOLLOW = abi.AT_SYMLINK_NOFOLLOW
+_EMPTY_PATH = abi.AT_EMPTY_PATH
 
 # Where struct statx has stx_ino, and from stx_dev_major to stx_mnt_id: who a file is.
 _INO = slice(32, 40)
@@ -113,7 +112,16 @@ class PassthroughInode(Inode):
         return self.identity[8:]
 
     def refresh(self) -> None:
-        raw = self.superblock.stat.of(self.handle.descriptor())
+        # ``StatBuffer.of`` and ``HostHandle.descriptor`` in place: a GETATTR is little else.
+        stat, handle = self.superblock.stat, self.handle
+        fd = handle.fd
+        if fd < 0:
+            fd = handle.descriptor()
+        else:
+            handle.used = True
+        if _statx(fd, b"", _EMPTY_PATH, _STATX_WANTED, stat.pointer):
+            stat.of(fd)
+        raw = stat.view.raw
         if raw != self.raw:
             self._absorb(raw)
 
@@ -213,12 +221,12 @@ class PassthroughInode(Inode):
     def lookup(self, name: bytes) -> Inode | None:
         _check_name(name)
         superblock = self.superblock
-        fd = superblock.open_child(self.handle, name)
-        if fd < 0 and superblock.casefold_ns is not None:
+        found = superblock.find_child(self.handle, name)
+        if found is None and superblock.casefold_ns is not None:
             real = self._folded_name(name)
             if real is not None:
-                fd = superblock.open_child(self.handle, real)
-        return None if fd < 0 else superblock.adopt(fd)
+                found = superblock.find_child(self.handle, real)
+        return found
 
     def _names(self) -> FoldedNames:
         if self.folded is None:
@@ -261,9 +269,7 @@ class PassthroughInode(Inode):
         else:
             handle.used = True
         name = dentry.name
-        if _statx(fd, name, _NOFOLLOW, _STATX_WANTED, stat.pointer):
-            if (number := _get_errno()) != errno.ENOENT:
-                raise oserror(number)
+        if _statx(fd, name, _NOFOLLOW, _STATX_WANTED, stat.pointer) and not stat.find(fd, name):
             if self.superblock.casefold_ns is None:
                 return inode is None
             return self._revalidate_folded(dentry)

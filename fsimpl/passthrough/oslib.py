@@ -40,8 +40,10 @@ def _function(name: str, *argtypes: Any) -> Any:
 
 
 # Left without argtypes on purpose: what it is given needs no conversion, and without the check a
-# call costs 0.4 µs less (1.5 against 1.9 µs, of a LOOKUP's whole cost).
-statx: Final[Any] = ctypes.CDLL(None, use_errno=True).statx
+# call costs 0.4 µs less (1.4 against 1.8 µs, of a LOOKUP's whole cost); errno costs 0.1 µs more. So
+# who wants to know why it failed asks again, by ``StatBuffer``.
+statx: Final[Any] = ctypes.CDLL(None).statx
+_statx_errno: Final[Any] = ctypes.CDLL(None, use_errno=True).statx
 _syscall: Final[Any] = ctypes.CDLL(None, use_errno=True).syscall
 _syscall.restype = c_long
 _fchmodat = _function("fchmodat", c_int, c_char_p, c_uint, c_int)
@@ -101,8 +103,18 @@ class StatBuffer:
     def of(self, fd: int) -> bytes:
         """The attributes of what ``fd`` stands for, as the first STATX_SIZE bytes of the struct."""
         if statx(fd, b"", abi.AT_EMPTY_PATH, STATX_WANTED, self.pointer):
-            call(statx, fd, b"", abi.AT_EMPTY_PATH, STATX_WANTED, self.pointer)
+            call(_statx_errno, fd, b"", abi.AT_EMPTY_PATH, STATX_WANTED, self.pointer)
         return self.view.raw
+
+    def find(self, directory: int, name: bytes) -> bool:
+        """Whether there is ``name``; ``view`` has its attributes then, a symlink's its own."""
+        while _statx_errno(directory, name, abi.AT_SYMLINK_NOFOLLOW, STATX_WANTED, self.pointer):
+            number = ctypes.get_errno()
+            if number == errno.ENOENT:
+                return False
+            if number != errno.EINTR:
+                raise oserror(number, name)
+        return True
 
 
 # Names
