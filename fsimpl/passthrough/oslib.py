@@ -11,7 +11,7 @@ import errno
 import os
 import platform
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from ctypes import c_char_p, c_int, c_int64, c_long, c_size_t, c_uint, c_void_p
 from typing import Any, Final
 
@@ -306,19 +306,23 @@ class DirentBuffer:
     def __init__(self) -> None:
         self.data = ctypes.create_string_buffer(self.SIZE)
 
-    def read(self, fd: int) -> list[tuple[bytes, int, int, int]]:
-        """The next entries as (name, inode number, DT_*, d_off); empty at the end."""
-        count = call(_getdents64, fd, self.data, self.SIZE)
-        data = ctypes.string_at(self.data, count)
-        entries: list[tuple[bytes, int, int, int]] = []
-        position = 0
-        while position < count:
-            ino, cookie, length, kind = _DIRENT.unpack_from(data, position)
-            start = position + _DIRENT.size
-            name = data[start : data.index(b"\0", start)]
-            entries.append((name, ino, kind, cookie))
-            position += length
-        return entries
+    def read(self, fd: int) -> bytes:
+        """The next entries (struct linux_dirent64), for ``dirents``; empty at the end."""
+        return ctypes.string_at(self.data, call(_getdents64, fd, self.data, self.SIZE))
+
+
+def dirents(data: bytes, position: int) -> Iterator[tuple[bytes, int, int, int, int]]:
+    """The entries in ``data`` from ``position`` on: (name, inode number, DT_*, d_off, where the
+    next one begins).
+    """
+    unpack, size = _DIRENT.unpack_from, _DIRENT.size
+    end = len(data)
+    while position < end:
+        ino, cookie, length, kind = unpack(data, position)
+        start = position + size
+        name = data[start : data.index(b"\0", start)]
+        position += length
+        yield name, ino, kind, cookie, position
 
 
 # Identity of the calling thread
