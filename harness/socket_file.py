@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grp
 import os
+import socket
 import stat
 from contextlib import suppress
 from errno import EADDRINUSE, ENOENT
@@ -18,17 +19,24 @@ class SocketFile:
     Closing it leaves the file, for the process that serves may not see it; `remove` does not.
     """
 
-    def __init__(self, path: str, group: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        group: str | None = None,
+        *,
+        option: str = "--socket-path",
+        kind: socket.SocketKind = socket.SOCK_STREAM,
+    ) -> None:
         """Raises: UsageError if the path or the group can't be had."""
         if not path:
             # To bind(2) this is a request for a name of the kernel's choice.
-            raise UsageError("--socket-path '': name a path")
+            raise UsageError(f"{option} '': name a path")
         gid = None if group is None else _group(group)
         self.path = os.path.abspath(path)
         try:
-            self.listener = listen(path)
+            self.listener = listen(path, kind)
         except OSError as error:
-            raise UsageError(f"--socket-path {path}: {_explained(path, error)}") from None
+            raise UsageError(f"{option} {path}: {_explained(path, error)}") from None
         found = os.stat(path)
         self._identity = (found.st_dev, found.st_ino)
         if gid is not None:

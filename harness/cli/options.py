@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib.metadata
 import logging
 import resource
 import signal
@@ -53,6 +54,14 @@ def one_line(message: str) -> str:
     return message.replace("\n", "\\n").replace("\r", "\\r")
 
 
+def version() -> str:
+    """Return dentry's version, as far as it is installed."""
+    try:
+        return importlib.metadata.version("dentry")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
 @contextmanager
 def terminable() -> Generator[None]:
     """Have SIGTERM and SIGHUP raise `Terminated` inside of a `with`, the first of them only.
@@ -96,6 +105,13 @@ def add_logging(parser: argparse.ArgumentParser) -> None:
     """Add `--log-level`."""
     parser.add_argument(
         "--log-level", choices=LOG_LEVELS, default="warning", help="of stderr (default: warning)"
+    )
+
+
+def add_control(parser: argparse.ArgumentParser) -> None:
+    """Add `--control`."""
+    parser.add_argument(
+        "--control", metavar="SOCKET", help="let `dentry shell --connect SOCKET` in, at this path"
     )
 
 

@@ -15,9 +15,9 @@ from contextlib import suppress
 from errno import EPERM
 from typing import Final, NamedTuple, NoReturn
 
-from harness.container import linux
+from harness import linux
 from harness.container.command import Command, become
-from harness.container.linux import EXIT_OURS, ContainerError, tell
+from harness.container.errors import EXIT_OURS, ContainerError, tell
 from harness.container.network import raise_loopback
 from harness.container.tree import CONSOLE, DEVICES
 from harness.container.user_namespace import Identity, drop_capabilities

@@ -15,12 +15,15 @@ import selectors
 import socket
 import struct
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Final, Self
 
 from harness.control.encoding import decode, encode
 from harness.control.kernel import LocalKernel
+from harness.socket_file import SocketFile
+from vfs.task import Task
+from vfs.virtual_filesystem import VirtualFilesystem
 
 LOG: Final = logging.getLogger(__name__)
 
@@ -133,6 +136,23 @@ class ControlServer:
         with suppress(KeyError):
             self._selector.unregister(client.sock)
         client.close()
+
+
+@contextmanager
+def controlled(path: str | None, vfs: VirtualFilesystem, first: Task) -> Iterator[None]:
+    """Have a control socket at `path` during a `with`, if there is to be one. Its clients' tasks
+    are clones of `first`, which is borrowed. Raises: UsageError.
+    """
+    if path is None:
+        yield
+        return
+    place = SocketFile(path, option="--control")
+    try:
+        os.chmod(path, 0o600)
+        with ControlServer(place.listener, lambda: LocalKernel(vfs, first)):
+            yield
+    finally:
+        place.remove()
 
 
 class _Gone(Exception):

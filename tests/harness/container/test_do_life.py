@@ -53,9 +53,14 @@ def shared() -> Iterator[Path]:
 
 
 def assert_disconnected(device: str) -> None:
-    """The FUSE connection of the tree with st_dev `device` is no more."""
+    """The FUSE connection of the tree with st_dev `device` is no more, or will be: the kernel may
+    take the last mount apart after the last process.
+    """
     have_fusectl()
-    assert not Path(FUSECTL, str(os.minor(int(device)))).exists()
+    deadline = time.monotonic() + 60
+    while Path(FUSECTL, str(os.minor(int(device)))).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 # Death
