@@ -70,6 +70,9 @@ class RemoteKernel:
     def call(self, task: int, name: str, *arguments: Any) -> Any:
         return self.request("call", task=task, call=name, arguments=encode(arguments))
 
+    def inspect(self, task: int, view: str, **arguments: Any) -> Any:
+        return self.request("inspect", task=task, view=view, arguments=arguments)
+
     def request(self, operation: str, **fields: Any) -> Any:
         """Have the daemon do `operation`, and return its value. Threads take turns.
 

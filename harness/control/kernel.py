@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, Final, Protocol, Self
 
+from harness.inspect import VIEWS
 from harness.task_calls import TaskCalls
 from harness.testbed.step import SIGNATURES
 from vfs.credentials import Credentials
@@ -38,6 +39,13 @@ class Kernel(Protocol):
 
         Raises: EAGAIN (it would); ENOSYS (there is none of that name); EINVAL (other arguments);
             ESRCH; the call's own.
+        """
+        ...
+
+    def inspect(self, task: int, view: str, **arguments: Any) -> Any:
+        """One of the views of `harness.inspect`, as the task sees it.
+
+        Raises: ENOSYS (there is none of that name); EINVAL (other arguments); ESRCH; the view's.
         """
         ...
 
@@ -87,6 +95,17 @@ class LocalKernel:
         except (TypeError, ValueError, OverflowError):
             # Outside of Python's types: what a C caller could not even have passed.
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL)) from None
+
+    def inspect(self, task: int, view: str, **arguments: Any) -> Any:
+        look = VIEWS.get(view)
+        if look is None:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        seer = self.task(task)
+        with seer.lock:
+            try:
+                return look(seer, **arguments)
+            except TypeError:
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL)) from None
 
     def close(self) -> None:
         for task in self._tasks.values():

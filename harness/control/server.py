@@ -245,10 +245,15 @@ def _call(kernel: LocalKernel, request: dict[str, Any]) -> Any:
     return kernel.call(request["task"], request["call"], *decode(request.get("arguments", [])))
 
 
+def _inspect(kernel: LocalKernel, request: dict[str, Any]) -> Any:
+    return kernel.inspect(request["task"], request["view"], **request.get("arguments", {}))
+
+
 OPERATIONS: Final[dict[str, Operation]] = {
     "create_task": _create_task,
     "exit_task": _exit_task,
     "call": _call,
+    "inspect": _inspect,
 }
 
 

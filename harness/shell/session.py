@@ -158,7 +158,7 @@ class Session:
             if not words:
                 return 0
             try:
-                return self._invoke(words, *streams)
+                return self.invoke(words, *streams)
             finally:
                 for name, _ in command.assignments:
                     self.variables.pop(name)
@@ -176,7 +176,7 @@ class Session:
         except OSError:
             return None
 
-    def _invoke(self, words: list[str], stdin: Reader, stdout: Writer, stderr: Writer) -> int:
+    def invoke(self, words: list[str], stdin: Reader, stdout: Writer, stderr: Writer) -> int:
         name, *rest = words
         command = self.commands.get(name)
         if command is None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from harness.shell.command import Commands
-from harness.shell.commands import builtin, changing, content, listing
+from harness.shell.commands import builtin, changing, content, inside, listing
 
 
 def all_commands() -> Commands:
     """The table of every command."""
     commands = Commands()
-    for family in (builtin, listing, content, changing):
+    for family in (builtin, listing, content, changing, inside):
         family.register(commands)
     return commands
