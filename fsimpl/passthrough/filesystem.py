@@ -145,7 +145,7 @@ class PassthroughSuperblock(Superblock):
             raise
         if known is not None:
             known.update(raw)
-            known.get()
+            known.count += 1
             return known
         is_dir = int.from_bytes(raw[28:30], "little") & abi.S_IFMT == abi.S_IFDIR
         handle = HostHandle(fd, identity[8:], self.budget, is_dir)
@@ -182,15 +182,31 @@ class PassthroughSuperblock(Superblock):
         if self.inodes.get(inode.identity) is inode:
             del self.inodes[inode.identity]
 
+    def find_child(self, directory: HostHandle, name: bytes) -> PassthroughInode | None:
+        """The inode of ``name`` in ``directory``, with a reference; None if there is no such name.
+
+        Looking costs 1 µs less than opening, and is in vain where there is something to open: a
+        guess, by whether there was in the same directory last time. Raises: ENFILE; as ``adopt``.
+        """
+        if not directory.fruitful:
+            stat = self.stat
+            if not stat.find(directory.descriptor(), name):
+                return None
+            raw = stat.view.raw
+            known = self.inodes.get(identity_of(raw))
+            # Without a descriptor on it its number could be another file's by now.
+            if known is not None and known.handle.fd >= 0:
+                known.update(raw)
+                known.count += 1
+                return known
+        fd = self.open_child(directory, name)
+        directory.fruitful = fd >= 0
+        return self.adopt(fd) if fd >= 0 else None
+
     def open_child(self, directory: HostHandle, name: bytes) -> int:
         """``oslib.open_child`` within the budget. Raises: ENFILE."""
-        # ``pinned``, in less time.
-        fd = directory.descriptor()
-        directory.pins += 1
-        try:
+        with directory.pinned() as fd:
             return self.budget.make(oslib.open_child, fd, name)
-        finally:
-            directory.pins -= 1
 
     # Identity
 

@@ -12,7 +12,7 @@ import os
 import platform
 import struct
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from ctypes import c_char_p, c_int, c_int64, c_long, c_size_t, c_uint, c_void_p
 from typing import Any, Final, TypeVar
 
@@ -41,8 +41,10 @@ def _function(name: str, *argtypes: Any) -> Any:
 
 
 # Left without argtypes on purpose: what it is given needs no conversion, and without the check a
-# call costs 0.4 µs less (1.5 against 1.9 µs, of a LOOKUP's whole cost).
-statx: Final[Any] = ctypes.CDLL(None, use_errno=True).statx
+# call costs 0.4 µs less (1.4 against 1.8 µs, of a LOOKUP's whole cost); errno costs 0.1 µs more. So
+# who wants to know why it failed asks again, by ``StatBuffer``.
+statx: Final[Any] = ctypes.CDLL(None).statx
+_statx_errno: Final[Any] = ctypes.CDLL(None, use_errno=True).statx
 _syscall: Final[Any] = ctypes.CDLL(None, use_errno=True).syscall
 _syscall.restype = c_long
 _fchmodat = _function("fchmodat", c_int, c_char_p, c_uint, c_int)
@@ -102,8 +104,18 @@ class StatBuffer:
     def of(self, fd: int) -> bytes:
         """The attributes of what ``fd`` stands for, as the first STATX_SIZE bytes of the struct."""
         if statx(fd, b"", abi.AT_EMPTY_PATH, STATX_WANTED, self.pointer):
-            call(statx, fd, b"", abi.AT_EMPTY_PATH, STATX_WANTED, self.pointer)
+            call(_statx_errno, fd, b"", abi.AT_EMPTY_PATH, STATX_WANTED, self.pointer)
         return self.view.raw
+
+    def find(self, directory: int, name: bytes) -> bool:
+        """Whether there is ``name``; ``view`` has its attributes then, a symlink's its own."""
+        while _statx_errno(directory, name, abi.AT_SYMLINK_NOFOLLOW, STATX_WANTED, self.pointer):
+            number = ctypes.get_errno()
+            if number == errno.ENOENT:
+                return False
+            if number != errno.EINTR:
+                raise oserror(number, name)
+        return True
 
 
 # Names
@@ -319,19 +331,23 @@ class DirentBuffer:
     def __init__(self) -> None:
         self.data = ctypes.create_string_buffer(self.SIZE)
 
-    def read(self, fd: int) -> list[tuple[bytes, int, int, int]]:
-        """The next entries as (name, inode number, DT_*, d_off); empty at the end."""
-        count = call(_getdents64, fd, self.data, self.SIZE)
-        data = ctypes.string_at(self.data, count)
-        entries: list[tuple[bytes, int, int, int]] = []
-        position = 0
-        while position < count:
-            ino, cookie, length, kind = _DIRENT.unpack_from(data, position)
-            start = position + _DIRENT.size
-            name = data[start : data.index(b"\0", start)]
-            entries.append((name, ino, kind, cookie))
-            position += length
-        return entries
+    def read(self, fd: int) -> bytes:
+        """The next entries (struct linux_dirent64), for ``dirents``; empty at the end."""
+        return ctypes.string_at(self.data, call(_getdents64, fd, self.data, self.SIZE))
+
+
+def dirents(data: bytes, position: int) -> Iterator[tuple[bytes, int, int, int, int]]:
+    """The entries in ``data`` from ``position`` on: (name, inode number, DT_*, d_off, where the
+    next one begins).
+    """
+    unpack, size = _DIRENT.unpack_from, _DIRENT.size
+    end = len(data)
+    while position < end:
+        ino, cookie, length, kind = unpack(data, position)
+        start = position + size
+        name = data[start : data.index(b"\0", start)]
+        position += length
+        yield name, ino, kind, cookie, position
 
 
 # Identity of the calling thread

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from fsimpl.passthrough.allowlist import FULL, NONE, TRAVERSE, PathAllowlist
@@ -53,21 +54,14 @@ class PlacedDirectory(PassthroughDirectory):
     __slots__ = ()
     inode: PlacedInode
 
-    def _fill(self, cookie: int) -> list[DirectoryEntry]:
-        chunk = super()._fill(cookie)
+    def iterate(self, cookie: int) -> Iterator[DirectoryEntry]:
+        entries = super().iterate(cookie)
         allowlist = self.inode.policy.allowlist
-        if allowlist is None:
-            return chunk
-        visible = allowlist.visible(self.inode.path())
+        visible = None if allowlist is None else allowlist.visible(self.inode.path())
         if visible is None:
-            return chunk
-        while chunk:
-            kept = [entry for entry in chunk if entry[0] in visible or entry[0] in (b".", b"..")]
-            if kept:
-                self.chunk = kept
-                return kept
-            chunk = super()._fill(chunk[-1][3])
-        return chunk
+            return entries
+        shown = visible
+        return (entry for entry in entries if entry[0] in shown or entry[0] in (b".", b".."))
 
 
 class PlacedInode(PassthroughInode):
@@ -238,6 +232,9 @@ class PlacedInode(PassthroughInode):
 
     def create(self, name: bytes, mode: int, cred: Credentials) -> Inode:
         return super().create(name, mode, self._begin(cred, name))
+
+    def atomic_open(self, name: bytes, mode: int, flags: int, cred: Credentials) -> Inode:
+        return super().atomic_open(name, mode, flags, self._begin(cred, name))
 
     def tmpfile(self, mode: int, cred: Credentials) -> Inode:
         self._require(FULL)

@@ -15,7 +15,8 @@ from errno import EBUSY, ENOSYS, EPERM
 from typing import Final
 
 from fsimpl.passthrough.oslib import capget, capset
-from harness.sandbox import capabilities, linux, seccomp
+from harness import linux
+from harness.sandbox import capabilities, seccomp
 from harness.sandbox.allowed import POLICY
 from harness.sandbox.errors import SandboxError
 from harness.sandbox.idmaps import IdMap, MapWriter, is_mapped

@@ -20,6 +20,7 @@ from harness.virtio.chain import (
 )
 from harness.virtio.memory import GuestMemory
 from harness.virtio.queue import MAX_SIZE, BadRing, fence
+from harness.wire import Recurring
 
 AVAIL: Final = 0x80
 USED: Final = 0x8000
@@ -108,8 +109,9 @@ class PackedTable(DescriptorTable):
         if known is None:
             if len(self._known) >= MEMORISED_CHAINS:
                 self._known.clear()
-            known = self._known[content] = self._parse(content)
-        return known
+            request, reply = self._parse(content)
+            known = self._known[content] = None, Recurring(request), reply
+        return known[1], known[2]
 
     def _parse(self, table: bytes | memoryview) -> Segments:
         memory = self._memory

@@ -14,6 +14,7 @@ from harness.errors import UsageError
 from harness.fuse.server import FuseServer
 from harness.fuse.trace import TracingHandler
 from harness.sandbox import SandboxError, enter
+from harness.socket_file import SocketFile
 from harness.virtiofs import VirtioFsDevice
 from harness.virtiofsd import seams
 from harness.virtiofsd.allowlist import AllowlistServer
@@ -25,7 +26,6 @@ from harness.virtiofsd.life import (
     Notifier,
     PidFile,
     Signals,
-    SocketFile,
     configure_log,
     inherited_socket,
 )

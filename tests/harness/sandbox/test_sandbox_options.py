@@ -14,7 +14,8 @@ import pytest
 from sandbox_support import USER, Process, attempt, confined
 
 from fsimpl.passthrough.oslib import capget, capset
-from harness.sandbox import Sandboxed, SandboxError, SandboxOptions, limits, linux
+from harness import linux
+from harness.sandbox import Sandboxed, SandboxError, SandboxOptions, limits
 from harness.sandbox.capabilities import KEPT, NAMES, parse_modcaps
 from vfs import abi
 
@@ -323,7 +324,7 @@ def tools(shared: Path) -> Iterator[Callable[[], None]]:
 
     setup.start = thread.start  # type: ignore[attr-defined]
     yield setup
-    thread.join(20)
+    thread.join(60)
     assert not thread.is_alive()
 
 

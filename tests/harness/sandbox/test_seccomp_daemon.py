@@ -24,7 +24,7 @@ from sandboxed_daemon import serve
 from fsimpl.passthrough import PassthroughType
 from harness.sandbox import Sandboxed
 from harness.sandbox.seccomp import TRAP_STATUS
-from harness.sandbox.syscall_numbers import numbers
+from harness.syscall_numbers import numbers
 from harness.vhost_user.frontend import Frontend
 from harness.vhost_user.fuse_client import FuseClient
 
@@ -170,7 +170,7 @@ def client_of(sock: socket.socket) -> Iterator[FuseClient]:
     with Frontend(sock) as frontend:
         frontend.negotiate()
         frontend.share_memory()
-        client = FuseClient(frontend, timeout=20)
+        client = FuseClient(frontend, timeout=60)
         client.init(flags=0xFFFFFFFF, flags2=0x1FFF)
         yield client
         client.close()

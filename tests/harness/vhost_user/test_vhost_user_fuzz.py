@@ -169,7 +169,7 @@ def test_daemon_serves_the_next_frontend_after_each_kind_of_nonsense(tmp_path: P
             with serving.frontend() as frontend:
                 frontend.negotiate()
                 frontend.share_memory()
-                client = FuseClient(frontend, depth=2, timeout=20)
+                client = FuseClient(frontend, depth=2, timeout=60)
                 assert client.request(ECHO, 1, b"ok", 2) == (0, b"ok")
         assert serving.server.resets >= len(nonsense)
 
@@ -312,7 +312,7 @@ def test_peer_that_reads_no_replies_is_disconnected(tmp_path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as sock:
             while sock.connect_ex(serving.path):
                 time.sleep(0.001)
-            sock.settimeout(20)
+            sock.settimeout(60)
             request = wire.HEADER.pack(wire.GET_FEATURES, wire.VERSION, 0)
             with pytest.raises(OSError):
                 for _ in range(1_000_000):

@@ -72,11 +72,11 @@ LAYOUTS = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed
 
 
 def tracked(sock: socket.socket, packed: bool = False) -> tuple[Frontend, FuseClient]:
-    frontend = Frontend(sock, timeout=30)
+    frontend = Frontend(sock, timeout=60)
     frontend.negotiate(packed=packed, extra=wire.F_INFLIGHT_SHMFD)
     frontend.share_memory()
     frontend.track_inflight(3, 256)
-    return frontend, FuseClient(frontend, depth=12, timeout=30, spin_ns=0)
+    return frontend, FuseClient(frontend, depth=12, timeout=60, spin_ns=0)
 
 
 @LAYOUTS
@@ -219,7 +219,7 @@ def tracked_in_process(serving: Serving, packed: bool) -> tuple[Frontend, FuseCl
     frontend.negotiate(packed=packed, extra=wire.F_INFLIGHT_SHMFD)
     frontend.share_memory()
     frontend.track_inflight(2, 256)
-    return frontend, FuseClient(frontend, depth=8, timeout=20)
+    return frontend, FuseClient(frontend, depth=8, timeout=60)
 
 
 @LAYOUTS

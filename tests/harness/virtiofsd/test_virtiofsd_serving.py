@@ -143,7 +143,7 @@ def test_systemd_opens_the_socket_and_hears_of_the_beginning_and_the_end(place: 
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
     ):
         manager.bind(str(place / "notify"))
-        manager.settimeout(30)
+        manager.settimeout(60)
         line = as_service(listener, "virtiofsd", "--shared-dir", place / "share", *OPEN)
         environment = {**os.environ, "NOTIFY_SOCKET": str(place / "notify")}
         with subprocess.Popen(line, pass_fds=(listener.fileno(),), env=environment) as daemon:
@@ -152,7 +152,7 @@ def test_systemd_opens_the_socket_and_hears_of_the_beginning_and_the_end(place: 
                 with client_of(place / "mine") as client:
                     assert content(client, b"greeting") == b"hello"
                 assert manager.recv(100) == b"STOPPING=1"
-                assert daemon.wait(30) == 0
+                assert daemon.wait(60) == 0
             finally:
                 daemon.kill()
 
@@ -173,7 +173,7 @@ def test_in_the_background_it_lives_on_when_its_command_has_ended(place: Path) -
         assert os.getsid(pid) != os.getsid(0)
         with client_of(place / "sock") as client:
             assert content(client, b"greeting") == b"hello"
-        assert select.select([watch], [], [], 30)[0]
+        assert select.select([watch], [], [], 60)[0]
         assert sorted(path.name for path in place.iterdir()) == ["share"]
     finally:
         os.close(watch)
@@ -443,7 +443,7 @@ def test_a_service_in_a_sandbox_is_ready_in_the_words_of_its_own_process(place: 
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(place / "notify"))
         manager.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        manager.settimeout(30)
+        manager.settimeout(60)
         environment = {**os.environ, "NOTIFY_SOCKET": str(place / "notify")}
         words = ("--socket-path", place / "sock", "--shared-dir", place / "share")
         with running("virtiofsd", *words, "--seccomp=none", env=environment) as daemon:
