@@ -41,8 +41,9 @@ class Session:
     """A person's or a script's shell on a `Kernel`. To be closed, by `with` or `close`.
 
     `tasks` are its tasks by their names, `task` is the current one's pid. `errexit` ends the
-    script at the first failure, as sh(1)'s ``set -e``. `check_interrupt` is called between
-    commands.
+    script at the first failure, as sh(1)'s ``set -e``. `interrupted` is set while a pipeline ends
+    by Ctrl-C, which Python gives to the main thread only: commands in others raise
+    KeyboardInterrupt at their next call.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Session:
         self.stdin = stdin
         self.stdout = stdout
         self.stderr = stderr
+        self.interrupted = threading.Event()
         self.task = kernel.create_task()
         self.tasks = {"init": self.task}
         self.variables: dict[str, str] = {"?": "0"}
@@ -70,6 +72,10 @@ class Session:
         for task in self.tasks.values():
             self.kernel.exit_task(task)
         self.tasks.clear()
+
+    def syscalls(self) -> Syscalls:
+        """The current task's calls."""
+        return Syscalls(self.kernel, self.task, self.interrupted)
 
     @property
     def status(self) -> int:
@@ -122,19 +128,31 @@ class Session:
         last = readers[-1]
         try:
             status = self._run_command(pipeline.commands[-1], last, self.stdout)
+        except KeyboardInterrupt:
+            self.interrupted.set()
+            raise
         finally:
             if pipes:
                 last.close()
             for thread in threads:
-                thread.join()
+                self._join(thread)
+            self.interrupted.clear()
             self.stdout.flush()
             self.stderr.flush()
         return int(not status) if pipeline.negated else status
 
+    def _join(self, thread: threading.Thread) -> None:
+        while True:
+            try:
+                thread.join()
+                return
+            except KeyboardInterrupt:
+                self.interrupted.set()
+
     def _run_piped(self, command: Command, stdin: Reader, pipe: Pipe) -> None:
         try:
             self._run_command(command, stdin, pipe)
-        except Exit:
+        except (Exit, KeyboardInterrupt):
             # As in sh(1), where it is a process that ends.
             pass
         finally:
@@ -143,7 +161,7 @@ class Session:
                 stdin.close()
 
     def _run_command(self, command: Command, stdin: Reader, stdout: Writer) -> int:
-        sys = Syscalls(self.kernel, self.task)
+        sys = self.syscalls()
         with ExitStack() as stack:
             try:
                 words = self.expand(command.words)
@@ -172,7 +190,7 @@ class Session:
 
     def _list_directory(self, path: str) -> list[str] | None:
         try:
-            return list_directory(Syscalls(self.kernel, self.task), path)
+            return list_directory(self.syscalls(), path)
         except OSError:
             return None
 
