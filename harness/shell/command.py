@@ -70,6 +70,11 @@ class Invocation:
         self.sys = session.syscalls()
         self.status = 0
 
+    @property
+    def streams(self) -> tuple[Reader, Writer, Writer]:
+        """What a command that runs another one passes on."""
+        return self.stdin, self.stdout, self.stderr
+
     def inspect(self, view: str, **arguments: Any) -> Any:
         """One of the views of `harness.inspect`, as the current task sees it. Raises: OSError."""
         return self.session.kernel.inspect(self.session.task, view, **arguments)

@@ -51,6 +51,8 @@ def register(commands: Commands) -> None:
             show(invocation, mounts_lines(rows))
 
     @add("propagate", JSON, argument("--bind", metavar="SOURCE", help="a bind of this place"),
+         argument("--dry-run", nargs="?", const="mount", choices=["mount"],
+                  help="nothing else is ever done; the word mount may follow"),
          argument("target", metavar="TARGET"))  # fmt: skip
     def propagate(invocation: Invocation, given: argparse.Namespace) -> None:
         """tell where something mounted on TARGET would appear, and why; nothing is mounted"""

@@ -152,7 +152,7 @@ def test_names_stand_in_columns_and_colours(terminal: Terminal) -> None:
 def test_views_have_the_same_text_on_a_terminal_as_elsewhere(terminal: Terminal) -> None:
     terminal.type("mkdir /m; mount -t tmpfs none /m; mount --make-shared /m; echo ready\r")
     terminal.expect("\nready\r\n")
-    for command in ("mounts", "dentries /m", "ps", "explain open /m/x", "df -i", "findmnt"):
+    for command in ("mounts", "dentries /m", "devices", "explain open /m/x", "df -i", "findmnt"):
         terminal.type(f"{command} > /plain\r")
         terminal.type(f"echo begin; {command}; echo between; cat /plain; echo end\r")
         drawn = terminal.expect("(?s)\nbegin\r\n(.*)\nbetween\r\n(.*)\nend\r\n")
