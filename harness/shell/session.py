@@ -161,28 +161,33 @@ class Session:
                 stdin.close()
 
     def _run_command(self, command: Command, stdin: Reader, stdout: Writer) -> int:
+        try:
+            # Closing a file tells what became of what was written to it.
+            with ExitStack() as stack:
+                return self._run_redirected(command, stdin, stdout, stack)
+        except OSError as error:
+            where = os.fsdecode(error.filename) + ": " if error.filename is not None else ""
+            self._complain(f"{where}{strerror(error)}")
+            return EXIT_FAILURE
+
+    def _run_redirected(
+        self, command: Command, stdin: Reader, stdout: Writer, stack: ExitStack
+    ) -> int:
+        words = self.expand(command.words)
         sys = self.syscalls()
-        with ExitStack() as stack:
-            try:
-                words = self.expand(command.words)
-                streams = self._redirect(sys, command.redirections, stdin, stdout, stack)
-            except OSError as error:
-                where = os.fsdecode(error.filename) + ": " if error.filename is not None else ""
-                self._complain(f"{where}{strerror(error)}")
-                return EXIT_FAILURE
-            before = dict(self.variables)
-            for name, word in command.assignments:
-                self.variables[name] = expand_text(word, self.variables)
-            if not words:
-                return 0
-            try:
-                return self.invoke(words, *streams)
-            finally:
-                for name, _ in command.assignments:
-                    self.variables.pop(name)
-                    if name in before:
-                        self.variables[name] = before[name]
-        raise AssertionError("an ExitStack swallows nothing here")
+        streams = self._redirect(sys, command.redirections, stdin, stdout, stack)
+        before = dict(self.variables)
+        for name, word in command.assignments:
+            self.variables[name] = expand_text(word, self.variables)
+        if not words:
+            return 0
+        try:
+            return self.invoke(words, *streams)
+        finally:
+            for name, _ in command.assignments:
+                self.variables.pop(name)
+                if name in before:
+                    self.variables[name] = before[name]
 
     def expand(self, words: Sequence[Word]) -> list[str]:
         """Words as arguments, with names of the VFS for patterns."""
