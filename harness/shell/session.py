@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Final, Self
 
 from harness.control.kernel import Kernel
@@ -117,37 +118,60 @@ class Session:
         return status
 
     def _run_pipeline(self, pipeline: Pipeline) -> int:
-        """All but the last command run in threads of their own."""
-        pipes = [Pipe() for _ in pipeline.commands[1:]]
-        readers: list[Reader] = [self.stdin, *(pipe.reader for pipe in pipes)]
-        threads = []
-        for command, reader, pipe in zip(pipeline.commands, readers, pipes, strict=False):
-            thread = threading.Thread(target=self._run_piped, args=(command, reader, pipe))
-            thread.start()
-            threads.append(thread)
-        last = readers[-1]
+        *before, last = pipeline.commands
         try:
-            status = self._run_command(pipeline.commands[-1], last, self.stdout)
-        except KeyboardInterrupt:
-            self.interrupted.set()
-            raise
+            if before:
+                status = self._run_together(before, last)
+            else:
+                status = self._run_command(last, self.stdin, self.stdout)
         finally:
-            if pipes:
-                last.close()
-            for thread in threads:
-                self._join(thread)
             self.interrupted.clear()
             self.stdout.flush()
             self.stderr.flush()
         return int(not status) if pipeline.negated else status
 
-    def _join(self, thread: threading.Thread) -> None:
-        while True:
-            try:
-                thread.join()
-                return
-            except KeyboardInterrupt:
-                self.interrupted.set()
+    def _run_together(self, before: Sequence[Command], last: Command) -> int:
+        """All but the last command run in threads of their own, none of which outlives it."""
+        pipes = [Pipe() for _ in before]
+        readers: list[Reader] = [self.stdin, *(pipe.reader for pipe in pipes)]
+        threads = []
+        try:
+            with self._interrupted_later():
+                for command, reader, pipe in zip(before, readers, pipes, strict=False):
+                    thread = threading.Thread(target=self._run_piped, args=(command, reader, pipe))
+                    thread.start()
+                    threads.append(thread)
+            return self._run_command(last, readers[-1], self.stdout)
+        except KeyboardInterrupt:
+            self.interrupted.set()
+            raise
+        finally:
+            with self._interrupted_later():
+                readers[-1].close()
+                for thread in threads:
+                    thread.join()
+
+    @contextmanager
+    def _interrupted_later(self) -> Generator[None]:
+        """Inside, Ctrl-C only sets `interrupted`; behind it, it raises KeyboardInterrupt."""
+        here = threading.current_thread() is threading.main_thread()
+        if not here or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+            yield
+            return
+        came = False
+
+        def interrupt(*_: object) -> None:
+            nonlocal came
+            came = True
+            self.interrupted.set()
+
+        signal.signal(signal.SIGINT, interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            if came:
+                raise KeyboardInterrupt
 
     def _run_piped(self, command: Command, stdin: Reader, pipe: Pipe) -> None:
         try:
