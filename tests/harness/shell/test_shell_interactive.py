@@ -10,6 +10,12 @@ from pathlib import Path
 import pytest
 from terminal import Terminal
 
+from harness.control.kernel import LocalKernel
+from harness.control.server import ControlServer
+from harness.virtiofs import listen
+from vfs import VirtualFilesystem, abi
+from vfs.task import Task
+
 
 @pytest.fixture
 def terminal(tmp_path: Path) -> Iterator[Terminal]:
@@ -158,3 +164,27 @@ def test_views_have_the_same_text_on_a_terminal_as_elsewhere(terminal: Terminal)
         drawn = terminal.expect("(?s)\nbegin\r\n(.*)\nbetween\r\n(.*)\nend\r\n")
         assert drawn.group(1).strip() == drawn.group(2).strip()
     assert "\x1b[" in terminal.raw
+
+
+def test_a_connected_shell_sees_what_others_write_and_survives_ctrl_c(
+    tmp_path: Path, vfs: VirtualFilesystem, task: Task
+) -> None:
+    path = str(tmp_path / "control")
+    with (
+        ControlServer(listen(path), lambda: LocalKernel(vfs, task)),
+        Terminal(tmp_path, "--connect", path) as terminal,
+    ):
+        terminal.prompt()
+        terminal.type("echo first > /f; tail -f /f\r")
+        terminal.expect("\nfirst\r\n")
+        fd = task.open("/f", abi.O_WRONLY | abi.O_APPEND)
+        task.write(fd, b"second\n")
+        task.close(fd)
+        terminal.expect("second\r\n")
+        terminal.type("\x03")
+        terminal.prompt(r"\[130\] init")
+        terminal.type("cat /f | wc -l\r")
+        terminal.expect("\n2\r\n")
+        terminal.prompt()
+        terminal.type("\x04")
+        assert terminal.end() == 0
