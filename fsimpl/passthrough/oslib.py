@@ -59,9 +59,10 @@ _ioctl = _function("ioctl", c_int, ctypes.c_ulong, c_void_p)
 _syncfs = _function("syncfs", c_int)
 _getdents64 = _function("getdents64", c_int, c_void_p, c_size_t)
 _getdents64.restype = c_long
-_setfsuid = _function("setfsuid", c_uint)
+# They know no errors; as ``statx``.
+_setfsuid: Final[Any] = ctypes.CDLL(None).setfsuid
 _setfsuid.restype = c_uint
-_setfsgid = _function("setfsgid", c_uint)
+_setfsgid: Final[Any] = ctypes.CDLL(None).setfsgid
 _setfsgid.restype = c_uint
 _prctl = _function("prctl", c_int, c_long, c_long, c_long, c_long)
 _capget = _function("capget", c_char_p, c_void_p)
