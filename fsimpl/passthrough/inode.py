@@ -36,7 +36,8 @@ _INO = slice(32, 40)
 _DEV_AND_MOUNT = slice(136, 152)
 
 _INODE_FLAGS = abi.FS_IMMUTABLE_FL | abi.FS_APPEND_FL | abi.FS_NODUMP_FL  # as STATX_ATTR_*
-_NEW_FILE = abi.O_CREAT | abi.O_EXCL | abi.O_CLOEXEC  # O_EXCL does not follow symlinks
+# O_EXCL does not follow symlinks.
+_NEW_FILE = abi.O_CREAT | abi.O_EXCL | abi.O_CLOEXEC | abi.O_NONBLOCK
 _TMPFILE = abi.O_TMPFILE | abi.O_RDWR | abi.O_CLOEXEC
 
 
@@ -513,7 +514,7 @@ class PassthroughInode(Inode):
 def _set_flags(fd: int, flags: int) -> None:
     """Have ``fd`` (closed on failure) behave as one opened with ``flags``: O_DIRECT, O_NOATIME."""
     try:
-        fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags | abi.O_NONBLOCK)
     except BaseException:
         os.close(fd)
         raise
