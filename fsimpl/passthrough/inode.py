@@ -148,7 +148,13 @@ class PassthroughInode(Inode):
         """
         if not cred.capable(CAP_DAC_OVERRIDE):
             self.refresh()
-            if cred.fsuid != self.uid and self.mode & abi.S_IRWXG and not self._has_no_acl():
+            # A file system without POSIX ACLs may have its own ways. To ask costs 3 µs; to become
+            # the caller, who is told, 10.
+            if (
+                cred.fsuid != self.uid
+                and self.mode & abi.S_IRWXG
+                and not self.handle.lacks_xattr(b"system.posix_acl_access")
+            ):
                 identity = self.superblock.identity
                 host_cred = self.superblock.host_cred(cred)
                 if identity.can_be(host_cred):
@@ -157,16 +163,6 @@ class PassthroughInode(Inode):
                         oslib.faccessat2(fd, mask)
                     return
         generic_permission(self, cred, mask)
-
-    def _has_no_acl(self) -> bool:
-        """For sure: a file system without POSIX ACLs may have its own ways. Costs 2 µs; becoming
-        the caller to ask costs 15.
-        """
-        try:
-            self.handle.getxattr(b"system.posix_acl_access")
-        except OSError as error:
-            return error.errno == errno.ENODATA
-        return False
 
     def setattr(self, attributes: SetAttributes, cred: Credentials) -> None:
         """The process's own rights do it: the VFS has checked the caller's, set-id bits included.

@@ -239,6 +239,23 @@ def getxattrat(directory: int, name: bytes, attribute: bytes) -> bytes:
             return buffer.raw[:count]
 
 
+_ASK_SIZE: Final = _XATTR_ARGS.pack(0, 0, 0)
+
+
+def lacks_xattr(directory: int, name: bytes, attribute: bytes) -> bool:
+    """Whether there is no such ``attribute``, for sure: where it is not supported there may be
+    something else like it.
+    """
+    if not HAS_XATTRAT:
+        try:
+            os.getxattr(_proc_path(name), attribute)
+        except OSError as error:
+            return error.errno == errno.ENODATA
+        return False
+    count = _syscall(_SYS_GETXATTRAT, directory, name, 0, attribute, _ASK_SIZE, _XATTR_ARGS_SIZE)
+    return count < 0 and ctypes.get_errno() == errno.ENODATA
+
+
 def setxattrat(directory: int, name: bytes, attribute: bytes, value: bytes, flags: int) -> None:
     """Raises: EEXIST, ENODATA, ENOSPC, EOPNOTSUPP."""
     if not HAS_XATTRAT:
