@@ -19,6 +19,7 @@ from fsimpl.passthrough.options import (
     PassthroughOptions,
     split_options,
 )
+from fsimpl.passthrough.placed import PathPolicy, PlacedInode
 from fsimpl.passthrough.xattrs import XattrPolicy
 from vfs import abi
 from vfs.dentry import Dentry
@@ -45,12 +46,14 @@ class PassthroughSuperblock(Superblock):
     it until it is evicted. ``stat`` is the statx(2) buffer, for holders of the VFS lock. ``budget``
     keeps the descriptors. ``idmap`` translates ids, if they are translated; ``xattrs`` decides
     about extended attributes; ``policy`` is for the transport that exports the mount.
+    ``paths`` is what the options say of paths, if they do, and ``inode_class`` minds it.
     ``casefold_ns`` is how long a directory's names by lower case are kept; None: case counts.
     """
 
     __slots__ = (
         "_capable_mounts", "anchor", "budget", "casefold_ns", "extra_open_flags", "handles",
-        "identity", "idmap", "inodes", "options", "policy", "stat", "xattrs",
+        "identity", "idmap", "inode_class", "inodes", "options", "paths", "policy", "stat",
+        "xattrs",
     )  # fmt: skip
 
     def __init__(
@@ -78,6 +81,8 @@ class PassthroughSuperblock(Superblock):
         self.idmap = options.idmap
         self.xattrs = XattrPolicy(options, self.idmap)
         self.policy = options.policy
+        self.paths = PathPolicy(options) if options.speaks_of_paths else None
+        self.inode_class = PassthroughInode if self.paths is None else PlacedInode
         self.casefold_ns: int | None = None
         if options.ascii_casefold:
             timeout_ns = options.timeout_ns
@@ -144,7 +149,7 @@ class PassthroughSuperblock(Superblock):
             return known
         is_dir = int.from_bytes(raw[28:30], "little") & abi.S_IFMT == abi.S_IFDIR
         handle = HostHandle(fd, identity[8:], self.budget, is_dir)
-        inode = PassthroughInode(self, handle, raw)
+        inode = self.inode_class(self, handle, raw)
         self.inodes[identity] = inode
         self.budget.add(handle, self.handles != HANDLES_NEVER)
         return inode

@@ -68,6 +68,7 @@ class PassthroughInode(Inode):
 
     __slots__ = ("first", "folded", "handle", "identity", "raw")
     host_managed: ClassVar[bool] = True
+    directory_class: ClassVar[type[PassthroughDirectory]] = PassthroughDirectory
     superblock: PassthroughSuperblock
 
     def __init__(self, superblock: PassthroughSuperblock, handle: HostHandle, raw: bytes) -> None:
@@ -113,6 +114,10 @@ class PassthroughInode(Inode):
     def host_mount(self) -> bytes:
         """Which file system and mount of the host the file is on."""
         return self.identity[8:]
+
+    def mode_on_host(self) -> int:
+        """The mode, even if the client is told another."""
+        return self.mode
 
     def refresh(self) -> None:
         # ``StatBuffer.of`` and ``HostHandle.descriptor`` in place: a GETATTR is little else.
@@ -373,9 +378,10 @@ class PassthroughInode(Inode):
         on the directory switches it off and takes bits of its own, which stay taken.
         """
         try:
-            taken = mode & abi.S_IRWXUGO & ~inode.mode
+            made = inode.mode_on_host()
+            taken = mode & abi.S_IRWXUGO & ~made
             if taken and not inode.is_symlink and not self._has_default_acl():
-                inode.handle.chmod(inode.mode & abi.S_IALLUGO | taken)
+                inode.handle.chmod(made & abi.S_IALLUGO | taken)
                 inode.refresh()
         except BaseException:
             inode.put()
@@ -487,7 +493,7 @@ class PassthroughInode(Inode):
         if self.is_dir:
             host_flags = host_flags & abi.O_NOATIME | abi.O_DIRECTORY
             fd = superblock.budget.open(self.handle, host_flags)
-            return _describe(PassthroughDirectory, fd, mount, dentry, flags, cred)
+            return _describe(self.directory_class, fd, mount, dentry, flags, cred)
         raise oserror(errno.ENXIO)
 
     # Extended attributes

@@ -11,9 +11,10 @@ import errno
 import os
 import platform
 import struct
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from ctypes import c_char_p, c_int, c_int64, c_long, c_size_t, c_uint, c_void_p
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from vfs import abi
 from vfs.errors import oserror
@@ -207,22 +208,46 @@ def utimensat(directory: int, name: bytes, atime: tuple[int, int], mtime: tuple[
     call(_utimensat, directory, name, _TIMES.pack(*atime, *mtime), 0)
 
 
-# Extended attributes. The *xattrat calls are of Linux 6.13; before it /proc must be mounted.
+# Extended attributes of what ``directory/name``, followed, leads to; ``directory`` is
+# /proc/self/fd, wherever that is mounted. The *xattrat calls are of Linux 6.13.
 
 _XATTR_ARGS: Final = struct.Struct("=QII")
 _XATTR_ARGS_SIZE: Final = c_size_t(_XATTR_ARGS.size)
 _syscall(_SYS_LISTXATTRAT, -1, b".", 0, None, c_size_t(0))
 HAS_XATTRAT: Final = ctypes.get_errno() != errno.ENOSYS
+_PROC_SELF_FD: Final = b"/proc/self/fd"
+_WORKING_DIRECTORY: Final = threading.Lock()
+_Result = TypeVar("_Result")
 
 
-def _proc_path(name: bytes) -> bytes:
-    return b"/proc/self/fd/" + name
+def _by_path(directory: int, name: bytes, function: Callable[[bytes], _Result]) -> _Result:
+    """``function`` of a path to ``directory/name``, for calls that take nothing else.
+
+    Where /proc is in sight that is one below it. In a sandbox, which has no other use for it, the
+    working directory is moved: it belongs to all threads.
+    """
+    found = os.fstat(directory)
+    try:
+        # Who shares a directory may have put something of that name there.
+        visible = os.path.samestat(os.stat(_PROC_SELF_FD), found)
+    except OSError:
+        visible = False
+    if visible:
+        return function(_PROC_SELF_FD + b"/" + name)
+    with _WORKING_DIRECTORY:
+        before = os.open(".", abi.O_PATH | abi.O_DIRECTORY | abi.O_CLOEXEC)
+        try:
+            os.fchdir(directory)
+            return function(name)
+        finally:
+            os.fchdir(before)
+            os.close(before)
 
 
 def getxattrat(directory: int, name: bytes, attribute: bytes) -> bytes:
     """Raises: ENODATA, EOPNOTSUPP."""
     if not HAS_XATTRAT:
-        return os.getxattr(_proc_path(name), attribute)
+        return _by_path(directory, name, lambda path: os.getxattr(path, attribute))
     size = 4096
     while True:
         buffer = ctypes.create_string_buffer(size)
@@ -248,7 +273,7 @@ def lacks_xattr(directory: int, name: bytes, attribute: bytes) -> bool:
     """
     if not HAS_XATTRAT:
         try:
-            os.getxattr(_proc_path(name), attribute)
+            _by_path(directory, name, lambda path: os.getxattr(path, attribute))
         except OSError as error:
             return error.errno == errno.ENODATA
         return False
@@ -259,7 +284,7 @@ def lacks_xattr(directory: int, name: bytes, attribute: bytes) -> bool:
 def setxattrat(directory: int, name: bytes, attribute: bytes, value: bytes, flags: int) -> None:
     """Raises: EEXIST, ENODATA, ENOSPC, EOPNOTSUPP."""
     if not HAS_XATTRAT:
-        os.setxattr(_proc_path(name), attribute, value, flags)
+        _by_path(directory, name, lambda path: os.setxattr(path, attribute, value, flags))
         return
     buffer = ctypes.create_string_buffer(value, len(value) or 1)
     args = _XATTR_ARGS.pack(ctypes.addressof(buffer), len(value), flags)
@@ -269,14 +294,14 @@ def setxattrat(directory: int, name: bytes, attribute: bytes, value: bytes, flag
 def removexattrat(directory: int, name: bytes, attribute: bytes) -> None:
     """Raises: ENODATA, EOPNOTSUPP."""
     if not HAS_XATTRAT:
-        os.removexattr(_proc_path(name), attribute)
+        _by_path(directory, name, lambda path: os.removexattr(path, attribute))
         return
     call(_syscall, _SYS_REMOVEXATTRAT, directory, name, 0, attribute)
 
 
 def listxattrat(directory: int, name: bytes) -> list[bytes]:
     if not HAS_XATTRAT:
-        return [os.fsencode(attribute) for attribute in os.listxattr(_proc_path(name))]
+        return [os.fsencode(attribute) for attribute in _by_path(directory, name, os.listxattr)]
     buffer = ctypes.create_string_buffer(abi.XATTR_LIST_MAX)
     count = call(
         _syscall, _SYS_LISTXATTRAT, directory, name, 0, buffer, c_size_t(abi.XATTR_LIST_MAX)

@@ -10,8 +10,9 @@ Pages that fallocate(2) promised are charged without any bytes: they are ranges 
 on Linux such a page counts in st_blocks, and SEEK_DATA takes it for a hole until it is written, or
 allocated a second time (``shmem_get_folio`` clears it then, and with that it is data).
 
-No ``memoryview`` of a window outlives the statement that makes it: a ``bytearray`` that has
-exported its buffer cannot be resized.
+A ``bytearray`` that has exported its buffer cannot be resized, so no ``memoryview`` of a window
+outlives the statement that makes it, but for those of full windows, which are kept: they save a
+4 KiB READ 0.2 of 1.9 us. They go before the window shrinks.
 """
 
 from __future__ import annotations
@@ -48,13 +49,14 @@ class PageStore:
     lies beyond it is zero (``truncate`` sees to that), and callers clamp their reads.
     """
 
-    __slots__ = ("_cleared", "_promised", "_windows", "limit", "pages")
+    __slots__ = ("_cleared", "_full", "_promised", "_windows", "limit", "pages")
 
     def __init__(self, limit: Limit) -> None:
         self.limit = limit
         self.pages = 0
         # Window number -> Window, never an empty one. Sorted when somebody first asks for an order.
         self._windows: dict[int, Window] | SortedDict = {}
+        self._full: dict[int, memoryview] = {}  # window number -> all of a window of WINDOW_SIZE
         self._promised = PageRanges()  # charged, no bytes
         self._cleared = PageRanges()  # those of _promised that count as data
 
@@ -64,9 +66,17 @@ class PageStore:
         length = len(buffer)
         end = at + length
         if end <= WINDOW_SIZE:
-            window = self._windows.get(offset >> WINDOW_SHIFT)
+            index = offset >> WINDOW_SHIFT
+            full = self._full
+            if index in full:
+                buffer[:] = full[index][at:end]
+                return
+            window = self._windows.get(index)
             if window.__class__ is bytearray and end <= len(window):
-                buffer[:] = memoryview(window)[at:end]
+                view = memoryview(window)
+                if len(window) == WINDOW_SIZE:
+                    full[index] = view
+                buffer[:] = view[at:end]
             else:
                 _read_window(window, at, buffer)
             return
@@ -93,6 +103,10 @@ class PageStore:
         at = offset & WINDOW_MASK
         length = len(buffer)
         index = offset >> WINDOW_SHIFT
+        full = self._full
+        if index in full and at + length <= WINDOW_SIZE:
+            full[index][at : at + length] = buffer
+            return length
         windows = self._windows
         done = 0
         while done < length:
@@ -100,7 +114,10 @@ class PageStore:
             piece = buffer if count == length else buffer[done : done + count]
             window = windows.get(index)
             if window.__class__ is bytearray and at + count <= len(window):
-                memoryview(window)[at : at + count] = piece
+                view = memoryview(window)
+                if len(window) == WINDOW_SIZE:
+                    full[index] = view
+                view[at : at + count] = piece
                 done += count
             else:
                 stored = self._write_window(index, window, at, piece)
@@ -177,6 +194,7 @@ class PageStore:
         self.limit.give(self.pages)
         self.pages = 0
         self._windows.clear()
+        self._full.clear()
         self._promised = PageRanges()
         self._cleared = PageRanges()
 
@@ -195,6 +213,9 @@ class PageStore:
             ):
                 raise InvariantViolation(f"window {index} has the pages {sorted(window)}")
             stored += len(window)
+        for index, view in self._full.items():
+            if view.obj is not self._windows.get(index) or len(view) != WINDOW_SIZE:
+                raise InvariantViolation(f"the view of window {index} is not of all of it")
         promised = sum(end - first for first, end in self._promised)
         if stored + promised != self.pages:
             raise InvariantViolation(
@@ -315,6 +336,9 @@ class PageStore:
                 have = len(window) >> PAGE_SHIFT
                 if low >= have:
                     continue
+                view = self._full.pop(index, None)
+                if view is not None:
+                    view.release()
                 if high >= have:
                     freed += have - low
                     del window[low << PAGE_SHIFT :]

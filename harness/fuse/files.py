@@ -35,6 +35,7 @@ from vfs.errors import WouldBlock
 from vfs.file import FileDescription
 from vfs.inode import Inode, SetAttributes
 from vfs.operations import (
+    read_locked,
     vfs_copy_file_range,
     vfs_fallocate,
     vfs_fsync,
@@ -43,6 +44,7 @@ from vfs.operations import (
     vfs_read,
     vfs_setattr,
     vfs_write,
+    write_locked,
 )
 
 if TYPE_CHECKING:
@@ -53,7 +55,10 @@ if TYPE_CHECKING:
     from vfs.credentials import Credentials
     from vfs.dentry import Dentry
 
-_HEADERS = abi.IN_HEADER_SIZE + abi.WRITE_IN_SIZE
+_read_in: Final = abi.READ_IN.unpack_from
+_write_in: Final = abi.WRITE_IN.unpack
+_write_out: Final = abi.WRITE_OUT.pack_into
+_HEADERS: Final = abi.IN_HEADER_SIZE + abi.WRITE_IN_SIZE
 _OFFSET_MAX: Final = (1 << 63) - 1
 # One request holds the VFS lock for no longer than this many bytes take; the client asks again.
 _COPY_LIMIT: Final = 16 << 20
@@ -171,13 +176,16 @@ def flush(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
 
 def read(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
     """FUSE_READ, straight into the client's buffers."""
-    fh, offset, size, _, _, flags, _ = abi.READ_IN.unpack_from(body)
-    size = min(size, _TRANSFER_LIMIT)
+    fh, offset, size, _, _, flags, _ = _read_in(body)
+    if size > _TRANSFER_LIMIT:
+        size = _TRANSFER_LIMIT
     file = server.handles.files[fh]
     segments, out, at = reply
     buffers: Segments
     if at:
         buffers = [out[at:], *segments[1:]] if len(segments) > 1 else [out[at : at + size]]
+    elif len(segments) == 2:
+        buffers = (out,)
     else:
         buffers = segments[1:]
     if len(buffers) > 1 or len(buffers[0]) > size:
@@ -189,7 +197,7 @@ def read(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
     if file.unlocked_io:
         return server.unlocked(file, vfs_read, file, buffers, offset)
     try:
-        return vfs_read(file, buffers, offset)
+        return read_locked(file, buffers, offset)
     except WouldBlock:
         if flags & O_NONBLOCK:
             return -errno.EAGAIN
@@ -202,7 +210,7 @@ def write(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
     head = segments[0]
     data: Segments
     if len(head) == abi.IN_HEADER_SIZE and len(segments) > 1 and len(segments[1]) == 40:
-        args = abi.WRITE_IN.unpack(segments[1])
+        args = _write_in(segments[1])
         data = segments[2:]
     else:
         front = gather(segments, _HEADERS)
@@ -230,7 +238,10 @@ def write(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
     elif offset + size > _OFFSET_MAX:
         return -errno.EFBIG
     if not write_flags & abi.WRITE_KILL_SUIDGID:
-        count = _write(server, file, data, offset, rwf, flags)
+        if file.unlocked_io or flags & O_NONBLOCK:
+            count = _write(server, file, data, offset, rwf, flags)
+        else:
+            count = write_locked(file, data, offset, rwf)
     else:
         # Held, for another thread may release it while the lock is dropped.
         with file.get():
@@ -241,7 +252,7 @@ def write(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
                 vfs_setattr(file.mount, file.dentry, SetAttributes(mode=mode), cred)
     if count < 0:
         return count
-    abi.WRITE_OUT.pack_into(out, at, count, 0)
+    _write_out(out, at, count, 0)
     return 8
 
 
@@ -252,7 +263,7 @@ def _write(
     try:
         if file.unlocked_io:
             return server.unlocked(file, vfs_write, file, data, offset, rwf)
-        return vfs_write(file, data, offset, rwf)
+        return write_locked(file, data, offset, rwf)
     except WouldBlock:
         if flags & O_NONBLOCK:
             return -errno.EAGAIN

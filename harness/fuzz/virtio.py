@@ -412,20 +412,24 @@ class _Device:
         before = bytearray(self._view) if judged else bytearray()
         allowed: list[tuple[int, int]] = [(_USED, 6 + 8 * self._settings["size"])]
         intact = True
+
+        def handle(
+            request: Sequence[memoryview], reply: Sequence[memoryview], completion: _Completion
+        ) -> int:
+            self.chains += 1
+            room = sum(map(len, reply))
+            length = self._server.handle(request, reply, completion)
+            self._answers["chain", "waits" if length == PENDING else ""] += 1
+            if length != PENDING and not 0 <= length <= room:
+                raise Broken(f"{length} bytes written to a chain with room for {room}")
+            if judged:
+                allowed.extend((self._place(view), len(view)) for view in reply if len(view))
+            return length
+
         try:
-            for _ in range(queue.pending()):
-                self.chains += 1
-                head, request, reply = queue.pop()
-                room = sum(map(len, reply))
-                completion = _Completion(self._completed, head)
-                length = self._server.handle(request, reply, completion)
-                self._answers["chain", "waits" if length == PENDING else ""] += 1
-                if length != PENDING:
-                    if not 0 <= length <= room:
-                        raise Broken(f"{length} bytes written to a chain with room for {room}")
-                    queue.push(head, length)
-                if judged:
-                    allowed += [(self._place(view), len(view)) for view in reply if len(view)]
+            left = queue.pending()
+            while left:
+                left -= queue.serve(handle, _Completion(self._completed), left)[0]
         except GuestError as error:
             self._answers["chain", type(error).__name__] += 1
             intact = False
@@ -454,11 +458,11 @@ class _Device:
 class _Completion:
     """Queues a request that waited, for the thread that owns the ring."""
 
-    __slots__ = ("_completed", "_head")
+    __slots__ = ("_completed", "head")
 
-    def __init__(self, completed: deque[tuple[int, int]], head: int) -> None:
+    def __init__(self, completed: deque[tuple[int, int]]) -> None:
         self._completed = completed
-        self._head = head
+        self.head = 0
 
     def __call__(self, length: int) -> None:
-        self._completed.append((self._head, length))
+        self._completed.append((self.head, length))
