@@ -195,18 +195,18 @@ class TarSource:
             node.rdev = abi.makedev(member.devmajor, member.devminor)
         elif node.mode & abi.S_IFMT == stat.S_IFLNK:
             node.target = _bytes(member.linkname)
-        xattrs = [
-            (_bytes(key.removeprefix(_XATTR)), _bytes(value))
+        xattrs = {
+            _bytes(key.removeprefix(_XATTR)): _bytes(value)
             for key, value in headers.items()
             if key.startswith(_XATTR)
-        ]
+        }
         for key, attribute in _ACLS.items():
             if key in headers:
                 try:
-                    xattrs.append((attribute, format_acl(_text_acl(headers[key]))))
+                    xattrs[attribute] = format_acl(_text_acl(headers[key]))
                 except (KeyError, ValueError):
                     raise ImageError(f"{self._of(member)}: its ACL: {headers[key]!r}") from None
-        node.xattrs = xattrs
+        node.xattrs = list(xattrs.items())
 
     def _content(self, member: tarfile.TarInfo, node: Node) -> None:
         node.size = member.size
