@@ -11,6 +11,7 @@ import struct
 import subprocess
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -148,6 +149,10 @@ def populate(root: Path, block_size: int) -> None:
         os.utime(owned / name, ns=times)
 
 
+def _pread(task: Task, fd: int, count: int, offset: int) -> bytes:
+    return task.pread64(fd, count, offset)
+
+
 class View(Protocol):
     """What a tree can be asked, by paths from its root."""
 
@@ -171,10 +176,10 @@ def _pieces(size: int, seek: Any, read: Any) -> list[tuple[int, int, str]]:
         at = seek(start, os.SEEK_HOLE)
         found.append((start, at))
     # Not before, because Linux takes for data what it has read of an unwritten extent.
-    return [(start, end, hash_of(start, end, read)) for start, end in found]
+    return [(start, end, _hash(start, end, read)) for start, end in found]
 
 
-def hash_of(start: int, end: int, read: Any) -> str:
+def _hash(start: int, end: int, read: Any) -> str:
     digest = hashlib.sha256()
     for offset in range(start, end, MIB):
         digest.update(read(min(MIB, end - offset), offset))
@@ -286,3 +291,23 @@ def describe(
             row.append(view.content(path))
         found[path] = tuple(row)
     return found
+
+
+def assert_same(task: Task, where: str, tree: Path, fields: tuple[str, ...]) -> None:
+    """The image mounted at ``where`` holds what ``tree`` does; where holes begin and end depends on
+    the size of blocks.
+    """
+    skip = ("/lost+found",)
+    expected = describe(HostView(tree), fields, skip)
+    found = describe(TaskView(task, where), fields, skip)
+    assert found.keys() == expected.keys()
+    for path, row in expected.items():
+        if not stat.S_ISREG(task.lstat(where + path).st_mode):
+            assert found[path] == row, path
+            continue
+        assert found[path][:-1] == row[:-1], path
+        assert task.stat(where + path).st_size == os.lstat(os.fsencode(f"{tree}{path}")).st_size
+        fd = task.open(where + path, os.O_RDONLY)
+        for start, end, digest in HostView(tree).content(path):
+            assert _hash(start, end, partial(_pread, task, fd)) == digest, (path, start)
+        task.close(fd)

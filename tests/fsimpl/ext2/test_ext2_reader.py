@@ -8,18 +8,14 @@ import stat
 import struct
 import threading
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
 from ext2_reader_support import (
     SOURCE_FIELDS,
-    HostView,
-    TaskView,
     acl,
+    assert_same,
     debugfs,
-    describe,
-    hash_of,
     index_directories,
     mke2fs,
     populate,
@@ -80,26 +76,7 @@ def test_what_mke2fs_copied_is_what_the_source_is(
     image = mke2fs(
         tmp_path / "image", "160M", "-t", fstype, "-b", block_size, *arguments, tree=tree
     )
-    where = mount_image(image)
-    skip = ("/lost+found",)
-    expected = describe(HostView(tree), SOURCE_FIELDS, skip)
-    found = describe(TaskView(task, where), SOURCE_FIELDS, skip)
-    assert found.keys() == expected.keys()
-    for path, row in expected.items():
-        if stat.S_ISREG(task.lstat(where + path).st_mode):
-            # Where holes begin and end depends on the size of blocks.
-            assert found[path][:-1] == row[:-1], path
-            assert task.stat(where + path).st_size == (tree / path[1:]).stat().st_size
-            fd = task.open(where + path, os.O_RDONLY)
-            for start, end, digest in HostView(tree).content(path):
-                assert hash_of(start, end, partial(pread, task, fd)) == digest, (path, start)
-            task.close(fd)
-        else:
-            assert found[path] == row, path
-
-
-def pread(task: Task, fd: int, count: int, offset: int) -> bytes:
-    return task.pread64(fd, count, offset)
+    assert_same(task, mount_image(image), tree, SOURCE_FIELDS)
 
 
 def contents(task: Task, path: str) -> bytes:
@@ -488,3 +465,22 @@ def test_several_threads_read_at_once(task: Task, tmp_path: Path, tree: Path) ->
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+@pytest.mark.parametrize("block_size", [1024, 4096])
+def test_data_far_behind_a_hole_is_found(
+    block_size: int, task: Task, tmp_path: Path, tree: Path, mount_image: MountImage
+) -> None:
+    # The last table of pointers that a file can have, through each of the three levels.
+    fan = block_size // 4
+    place = (12 + fan + fan**2 + fan**3 - 1) * block_size if block_size == 1024 else 5 << 30
+    with (tree / "far").open("wb") as file:
+        file.seek(place)
+        file.write(b"far")
+    image = mke2fs(tmp_path / "image", "8M", "-t", "ext2", "-b", str(block_size), tree=tree)
+    where = mount_image(image)
+    fd = task.open(f"{where}/far", os.O_RDONLY)
+    assert task.lseek(fd, 0, os.SEEK_DATA) == place
+    assert task.lseek(fd, place, os.SEEK_HOLE) == place + 3
+    assert task.pread64(fd, 10, place - 2) == b"\0\0far"
+    task.close(fd)

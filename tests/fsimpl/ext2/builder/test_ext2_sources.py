@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import stat
 import subprocess
 import tarfile
@@ -241,8 +242,10 @@ def test_what_tar_packs_is_in_the_image(tmp_path: Path, mounted: Mounted, words:
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ([("../outside", {})], "'..' in its name"),
-        ([("a/../../b", {})], "'..' in its name"),
+        ([("../outside", {})], "'..' or NUL in its name"),
+        ([("a/../../b", {})], "'..' or NUL in its name"),
+        ([("x", {"pax_headers": {"path": "a\0b"}})], "'..' or NUL in its name"),
+        ([("x", {"type": tarfile.CHRTYPE, "devmajor": 4096})], "device numbers"),
         ([("file", {}), ("file/below", {})], "'file' is no directory"),
         ([("link", {"type": tarfile.LNKTYPE, "linkname": "none"})], "no earlier file"),
         ([(".", {})], "the root can't be anything but a directory"),
@@ -285,3 +288,49 @@ def test_an_archive_that_changes_is_noticed(tmp_path: Path) -> None:
         os.truncate(path, 512)
         assert plan.read(piece.offset, 4096) == bytes(4096)
         assert plan.changed
+
+
+def test_a_broken_archive_is_an_error_or_an_image(tmp_path: Path) -> None:
+    path = tmp_path / "archive"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        add(archive, "file", b"x" * 1000, pax_headers={"mtime": "1.5", "SCHILY.xattr.user.x": "y"})
+        add(archive, "dir", type=tarfile.DIRTYPE)
+        add(archive, "dir/link", type=tarfile.LNKTYPE, linkname="file")
+        add(archive, "dir/soft", type=tarfile.SYMTYPE, linkname="file")
+        add(archive, "char", type=tarfile.CHRTYPE, devmajor=1, devminor=3)
+        headers = {
+            "GNU.sparse.major": "1", "GNU.sparse.minor": "0",
+            "GNU.sparse.name": "sparse", "GNU.sparse.realsize": "100000",
+        }  # fmt: skip
+        sparse = b"2\n0\n512\n50000\n512\n".ljust(512, b"\0") + b"s" * 1024
+        add(archive, "sparse", sparse, pax_headers=headers)
+    good = path.read_bytes()
+    numbers = random.Random(11)
+    outcomes = set()
+    for number in range(1500):
+        data = bytearray(good)
+        for _ in range(numbers.randint(1, 4)):
+            at = numbers.randrange(len(data))
+            data[at] = numbers.choice((data[at] ^ 1 << numbers.randrange(8), 0, 0x39, 0x2D, 0xFF))
+            if numbers.random() < 0.7:
+                _mend_checksum(data, at)
+        if number % 10 == 0:
+            del data[numbers.randrange(len(data)) :]
+        path.write_bytes(data)
+        try:
+            with build(TarSource(path)) as plan:
+                assert len(plan.read(0, min(plan.size, 1 << 20))) > 0
+                outcomes.add("image")
+        except ImageError as error:
+            assert "\n" not in str(error)
+            outcomes.add("error")
+    assert outcomes == {"image", "error"}
+
+
+def _mend_checksum(data: bytearray, at: int) -> None:
+    """Make the header that ``at`` is in count right again, so that what it says is looked at."""
+    start = at // 512 * 512
+    header = data[start : start + 512]
+    if header[257:262] == b"ustar":
+        header[148:156] = b" " * 8
+        data[start + 148 : start + 156] = b"%06o\0 " % sum(header)
