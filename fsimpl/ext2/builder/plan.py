@@ -15,6 +15,7 @@ from typing import Final, NamedTuple, Self
 from fsimpl.ext2.builder.files import OpenFile, SourceFile, read_fully
 from fsimpl.ext2.builder.tree import Source
 from vfs import abi
+from vfs.errors import oserror
 
 _OPEN_FILES: Final = 64
 _CHANGED: Final = (
@@ -172,7 +173,10 @@ class ImagePlan:
         if file not in self.changed:
             opened = self.opened(file)
             if opened is not None:
-                done = read_fully(opened.fd, buffer, offset)
+                try:
+                    done = read_fully(opened.fd, buffer, offset)
+                except OSError as error:
+                    raise oserror(error.errno or errno.EIO, file.name) from None
                 if done == len(buffer) and file.is_unchanged(opened.fd):
                     return
                 self.changed[file] = None
