@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from harness.fuse import abi
 from harness.fuse.files import open_file, reply_flags
-from vfs.abi import O_EXCL, O_TMPFILE, O_TRUNC, S_IALLUGO, X_OK
+from vfs.abi import O_EXCL, O_TMPFILE, O_TRUNC, S_IALLUGO, S_IFDIR, S_IFMT, X_OK
 from vfs.errors import oserror
 from vfs.namei import follow_dotdot, step
 from vfs.operations import (
@@ -125,20 +125,40 @@ def lookup(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int
     """FUSE_LOOKUP. "." and ".." come from file handles (FUSE_EXPORT_SUPPORT)."""
     nodes = server.nodes
     parent = nodes.by_id[header[3]]
-    end = len(body) - 1
-    if end < 1 or body.find(0) != end or 0x2F in body:
-        return -errno.EINVAL
-    name = body[:end]
     if not server.default_permissions:
         inode_permission(parent.inode, server.caller(header, body), X_OK)
+    group = parent.group
+    end = len(body) - 1
+    name = body[:end]
+    children = parent.dentry.children
+    if children and name in children and not group.asks_again and not body[end]:
+        # As below for the common case, a cached name whose node the client has, in half the time.
+        child = children[name]
+        inode = child.inode
+        if inode is not None and not child.mounted:
+            known = group.nodes.get(child if inode.mode & S_IFMT == S_IFDIR else inode)
+            if known is not None and known.dentry is child:
+                known.nlookup += 1
+                wire = known.wire
+                _, out, at = reply
+                out[at : at + 128] = (
+                    known.entry if wire is not None and wire is inode.wire else nodes.renew(known)
+                )
+                return 128
+    if end < 1 or body.find(0) != end or 0x2F in body:
+        return -errno.EINVAL
     if name == b"." or name == b"..":
         return _lookup_dot(server, parent, name, reply)
-    group = parent.group
     held = parent.get() if group.asks_again else None
     try:
         dentry = step(parent.dentry, name)
         if dentry is None:
-            return _reply_negative(group.policy.negative_ns, reply)
+            # There is no such name, which the client may remember for a while.
+            if not group.negative:
+                return -errno.ENOENT
+            _, out, at = reply
+            out[at : at + 128] = group.negative
+            return 128
         node = nodes.enter_mounted(group, dentry) if dentry.mounted else nodes.enter(group, dentry)
         wire = node.wire
         _, out, at = reply
@@ -148,16 +168,6 @@ def lookup(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int
     finally:
         if held is not None:
             held.put()
-    return 128
-
-
-def _reply_negative(negative_ns: int, reply: Reply) -> int:
-    """There is no such name, which the client may remember for a while."""
-    if not negative_ns:
-        return -errno.ENOENT
-    seconds, nanoseconds = divmod(negative_ns, 10**9)
-    _, out, at = reply
-    abi.ENTRY_OUT.pack_into(out, at, 0, 0, seconds, 0, nanoseconds, 0, b"")
     return 128
 
 
