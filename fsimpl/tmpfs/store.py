@@ -191,6 +191,8 @@ class PageStore:
 
     def free(self) -> None:
         """Give everything back (the inode is evicted)."""
+        if not self.pages:
+            return
         self.limit.give(self.pages)
         self.pages = 0
         self._windows.clear()
