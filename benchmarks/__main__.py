@@ -13,7 +13,7 @@ from rich.table import Table
 from benchmarks.daemons import Daemon, all_daemons
 from benchmarks.virtiofs import ROWS, Row, Session
 
-DEPTHS = (1, 32)
+DEPTHS = (1, 8, 32)
 
 
 def main() -> None:
