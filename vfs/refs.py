@@ -6,11 +6,15 @@ counts, so Python's own are not enough: a ``RefCounted`` dies when its holders s
 
 from __future__ import annotations
 
-import traceback
+import sys
 from collections import Counter
-from typing import Self
+from types import CodeType, FrameType
+from typing import Final, Self
 
 from vfs.errors import InvariantViolation
+
+_DEPTH: Final = 5
+"""Lines of a stack that are remembered."""
 
 
 class Ledger:
@@ -26,7 +30,7 @@ class Ledger:
         # By class: a Counter of names would cost an open and its release another 0.4 us.
         self._counts: dict[type, int] = {}
         self.tracing = tracing
-        self.held: dict[RefCounted, list[str]] = {}
+        self.held: dict[RefCounted, list[list[tuple[CodeType, int]]]] = {}
 
     @property
     def live(self) -> Counter[str]:
@@ -55,10 +59,11 @@ class Ledger:
 
     def took(self, obj: RefCounted) -> None:
         """Remember the caller's line as a holder of ``obj`` (only when tracing)."""
-        frames = traceback.extract_stack(limit=7)[:-2]
-        where = " < ".join(
-            f"{f.filename.rsplit('/', 1)[-1]}:{f.lineno} {f.name}" for f in frames[::-1]
-        )
+        frame: FrameType | None = sys._getframe(2)
+        where: list[tuple[CodeType, int]] = []
+        while frame is not None and len(where) < _DEPTH:
+            where.append((frame.f_code, frame.f_lineno))
+            frame = frame.f_back
         self.held.setdefault(obj, []).append(where)
 
     def gave(self, obj: RefCounted) -> None:
@@ -73,8 +78,14 @@ class Ledger:
         """What lives, and under tracing, who took it: one line a kind, one line a holder."""
         lines = [f"{kind}: {count} live" for kind, count in sorted(self.live.items())]
         for obj, holders in self.held.items():
-            lines.extend(f"  {obj!r} held by {where}" for where in holders)
+            lines.extend(f"  {obj!r} held by {_described(where)}" for where in holders)
         return "\n".join(lines)
+
+
+def _described(where: list[tuple[CodeType, int]]) -> str:
+    return " < ".join(
+        f"{code.co_filename.rsplit('/', 1)[-1]}:{line} {code.co_name}" for code, line in where
+    )
 
 
 class RefCounted:

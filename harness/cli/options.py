@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib.metadata
 import logging
 import resource
 import signal
@@ -51,6 +52,14 @@ class Terminated(BaseException):
 def one_line(message: str) -> str:
     """Return `message` with what would break the line, which the user's own words may hold."""
     return message.replace("\n", "\\n").replace("\r", "\\r")
+
+
+def version() -> str:
+    """Return dentry's version, as far as it is installed."""
+    try:
+        return importlib.metadata.version("dentry")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
 
 
 @contextmanager

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import socket
-import stat
-from contextlib import suppress
-from errno import EADDRINUSE, ENOENT
 from typing import Final
 
 from harness.cli.options import (
@@ -22,7 +18,8 @@ from harness.cli.options import (
 from harness.compose import Tree
 from harness.errors import UsageError
 from harness.fuse.server import FuseServer
-from harness.virtiofs import VirtioFsDevice, listen
+from harness.socket_file import SocketFile
+from harness.virtiofs import VirtioFsDevice
 
 _FD_MAX: Final = (1 << 31) - 1
 
@@ -81,33 +78,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _serve_path(device: VirtioFsDevice, path: str) -> None:
-    if not path:
-        # To bind(2) this is a request for a name of the kernel's choice.
-        raise UsageError("--socket-path '': name a path")
-    try:
-        listener = listen(path)
-    except OSError as error:
-        raise UsageError(f"--socket-path {path}: {_explained(path, error)}") from None
-    with listener:
-        inode = os.stat(path).st_ino
+    place = SocketFile(path)
+    with place.listener:
         try:
-            device.serve(listener)
+            device.serve(place.listener)
         finally:
-            # By now another daemon's socket may be there.
-            with suppress(FileNotFoundError):
-                if os.stat(path).st_ino == inode:
-                    os.unlink(path)
-
-
-def _explained(path: str, error: OSError) -> str:
-    if error.errno == EADDRINUSE:
-        if stat.S_ISSOCK(os.lstat(path).st_mode):
-            return "a daemon listens there: end it first, or choose another path"
-        return "something that is no socket is there: choose another path"
-    if error.errno == ENOENT:
-        return "No such directory: make it first"
-    # Python has words of its own, and no number, for a path that is too long.
-    return error.strerror or str(error)
+            place.remove()
 
 
 def _serve_fd(device: VirtioFsDevice, fd: int) -> None:

@@ -288,9 +288,10 @@ def create(server: FuseServer, parent: Node, header: Header, body: bytes, reply:
     """FUSE_CREATE: create and open. A file that appeared meanwhile is opened, but for O_EXCL."""
     flags, mode, umask, open_flags = abi.CREATE_IN.unpack_from(body)
     cred, name = _named(server, header, body, abi.CREATE_IN)
-    existing = None
+    existing, absent = None, False
     if not flags & O_EXCL and name not in (b"", b".", b"..") and 0x2F not in name:
         existing = step(parent.dentry, name)
+        absent = existing is None
     if existing is not None:
         # The client expects a regular file of this very superblock.
         covered = existing in parent.mount.children
@@ -300,7 +301,8 @@ def create(server: FuseServer, parent: Node, header: Header, body: bytes, reply:
         dentry, fresh = existing, False
     else:
         umask = _umask(server, parent, umask)
-        dentry, fresh = vfs_create(parent, name, mode & S_IALLUGO, cred, umask), True
+        mode &= S_IALLUGO
+        dentry, fresh = vfs_create(parent, name, mode, flags, cred, umask, absent), True
         dentry = _labelled(server, parent, name, dentry, header, body, cred)
         flags &= ~O_TRUNC
     return _open_entry(server, parent, dentry, flags, open_flags, fresh, cred, reply)

@@ -33,7 +33,7 @@ CHECK_EVERY: Final = 64
 """Requests after which all invariants are checked."""
 _WATCHED: Final = 4
 _WATCHED_SIZE: Final = 8192
-_ANSWER_SECONDS: Final = 10
+_ANSWER_SECONDS: Final = 60
 _MAY_WAIT: Final = frozenset(("READ", "WRITE", "SETLKW", "IOCTL"))
 _DESTROY: Final = 38
 _NO_NODE: Final = 0xDEAD

@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -77,8 +77,10 @@ class GuestConfig:
 
     `filesystem` is the socket on which a vhost-user daemon listens, or our end's counterpart: a
     connected socket, which the guest then owns. `memory` is in bytes; `options` are mount
-    options of the root; `boot_timeout` is in seconds, to the first command. With `console_log`
-    the guest kernel's console goes to that file, else it is kept only to explain errors.
+    options of the root; `boot_timeout` is in seconds, to the first command. `files` are the
+    host's that the initramfs holds, too, at these relative paths; commands see it as
+    /proc/1/root. With `console_log` the guest kernel's console goes to that file, else it is
+    kept only to explain errors.
     `terminal` adds the /dev/hvc0 that `Guest.interact` needs.
     """
 
@@ -95,6 +97,7 @@ class GuestConfig:
     console_log: Path | None = None
     kernel_arguments: Sequence[str] = ()
     qemu_arguments: Sequence[str] = ()
+    files: Mapping[str, Path] = field(default_factory=dict)
 
 
 class Completed(NamedTuple):
@@ -284,7 +287,7 @@ class Guest:
             raise GuestUnavailable(f"a virtio-fs tag has at most {_TAG_MAX} bytes: {config.tag!r}")
         if isinstance(config.filesystem, Path):
             check_filesystem(config.filesystem)
-        archive = build_initramfs(kernel, config.tag, options=config.options)
+        archive = build_initramfs(kernel, config.tag, options=config.options, files=config.files)
         accelerator = config.accelerator or choose_accelerator(qemu)
         if config.console_log is not None:
             self._log_console_to(config.console_log)

@@ -22,7 +22,9 @@ NEEDED: Final = {
     "extended attributes": """
         fgetxattr flistxattr fremovexattr fsetxattr getxattrat listxattrat removexattrat setxattrat
     """,
-    "extended attributes before Linux 6.13": "getxattr listxattr removexattr setxattr",
+    "extended attributes before Linux 6.13": """
+        fchdir getxattr listxattr removexattr setxattr
+    """,
     "inodes kept as file handles": "name_to_handle_at open_by_handle_at",
     "acting as the caller of a request": """
         capget capset getegid geteuid getgid getgroups getuid setfsgid setfsuid setgroups

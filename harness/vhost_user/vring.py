@@ -17,12 +17,14 @@ from harness.virtio.dirty_log import DirtyLog
 from harness.virtio.inflight import InflightQueue
 from harness.virtio.memory import GuestError, GuestMemory
 from harness.virtio.packed import PackedQueue
+from harness.virtio.packed_inflight import PackedInflightQueue
 from harness.virtio.queue import SplitQueue, fence
 from harness.wire import BurstHandler, FuseHandler
 
 LOG = logging.getLogger(__name__)
 
 Queue = SplitQueue | PackedQueue
+Inflight = InflightQueue | PackedInflightQueue
 Ranges = Sequence[tuple[int, int]]
 """Guest-physical addresses and lengths."""
 
@@ -124,7 +126,7 @@ class Vring:
         self.queue: Queue | None = None
         self._completion: Completion | None = None
         self._memory: GuestMemory | None = None
-        self._inflight: InflightQueue | None = None
+        self._inflight: Inflight | None = None
         self._log: DirtyLog | None = None
         self._keeps_ranges = False
         self._resubmitted: deque[int] = deque()
@@ -173,14 +175,14 @@ class Vring:
         *,
         indirect: bool,
         event_idx: bool,
-        inflight: InflightQueue | None = None,
+        inflight: Inflight | None = None,
     ) -> None:
         """Make the queue with `make`, or make it anew at its position when memory has changed.
 
         Nothing happens while size or addresses are not known yet. A ring that is not in memory is
         broken; one that was is detached and waits for its memory to come back, for a VMM takes
         away regions before it adds others in their place. With `inflight` the queue begins with
-        what was taken and not given back by a backend before us.
+        what was taken and not given back by a backend before us; it is of the same layout.
         """
         if self.addresses is None or not self.size or self.broken:
             return
@@ -201,9 +203,7 @@ class Vring:
                 old.adopt(queue)
             else:
                 if inflight is not None:
-                    assert isinstance(queue, SplitQueue)
-                    self._resubmitted.extend(inflight.recover(self.size, queue.used_idx))
-                    queue.next_avail = (queue.used_idx + len(self._resubmitted)) & 0xFFFF
+                    self._resubmitted.extend(inflight.resume(queue))  # type: ignore[arg-type]
                 self._inflight = inflight
                 self._completion = Completion(self, queue, self._complete)
                 self.queue = queue
@@ -396,7 +396,6 @@ class Vring:
         if inflight is None:
             queue.push(head, length)
         else:
-            assert isinstance(queue, SplitQueue)
             inflight.give(head)
             queue.push(head, length)
             inflight.given(head, queue.used_idx)

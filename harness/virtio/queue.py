@@ -110,6 +110,11 @@ class SplitQueue:
             raise BadRing(f"queue size {size}")
 
     @property
+    def size(self) -> int:
+        """How many entries the rings have."""
+        return self._size
+
+    @property
     def base(self) -> int:
         """Where a queue made anew goes on (vring base of the vhost-user protocol)."""
         return self.next_avail

@@ -82,7 +82,10 @@ def test_flags_of_a_mount_are_set_and_those_of_a_bind_are_its_own() -> None:
 @pytest.mark.parametrize(
     ("texts", "named"),
     [
-        (["type=ext4,dst=/"], "no type 'ext4': there are bind, devtmpfs, passthrough, proc, tmpfs"),
+        (
+            ["type=ext4,dst=/"],
+            "no type 'ext4': there are bind, devtmpfs, ext2, passthrough, proc, tmpfs",
+        ),
         (["type=tmpfs,dst=/,size=1m,colour=red"], "'colour'"),
         (["type=tmpfs,dst=/,size=big"], "size=big"),
         (["type=tmpfs,dst=/a,size=1m,sise=1m"], "'sise'"),

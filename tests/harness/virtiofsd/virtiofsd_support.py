@@ -28,7 +28,7 @@ class Daemon:
 
     def end(self) -> int:
         """Wait for the end; return the status."""
-        _, self.stderr = self.process.communicate(timeout=30)
+        _, self.stderr = self.process.communicate(timeout=60)
         return self.process.returncode
 
 
@@ -47,7 +47,7 @@ def running(
         if process.poll() is None:
             process.kill()
         if not daemon.stderr:
-            process.communicate(timeout=30)
+            process.communicate(timeout=60)
 
 
 @contextmanager
@@ -63,11 +63,11 @@ def virtiofsd(directory: Path, *words: str, sandbox: tuple[str, ...] = OPEN) -> 
 @contextmanager
 def client_of(place: Path | socket.socket) -> Iterator[FuseClient]:
     """A session with a daemon, which sees the frontend go at the end."""
-    frontend = Frontend(place, timeout=20) if isinstance(place, socket.socket) else None
+    frontend = Frontend(place, timeout=60) if isinstance(place, socket.socket) else None
     with frontend or Frontend.connect(place) as frontend:  # type: ignore[arg-type]
         frontend.negotiate()
         frontend.share_memory()
-        client = FuseClient(frontend, depth=4, timeout=20)
+        client = FuseClient(frontend, depth=4, timeout=60)
         client.init()
         yield client
         client.close()
