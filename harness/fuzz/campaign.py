@@ -125,10 +125,10 @@ class Report:
         kinds: dict[str, Counter[str]] = {}
         for (kind, error), number in self.answers.items():
             kinds.setdefault(kind, Counter())[error] += number
-        lines = [f"{'input':20} {'sent':>9} {'ok':>9}  else"]
+        lines = [f"{'input':28} {'sent':>9} {'ok':>9}  else"]
         for kind, answers in sorted(kinds.items(), key=lambda item: (-item[1].total(), item[0])):
             errors = ", ".join(f"{error} {n}" for error, n in answers.most_common() if error)
-            lines.append(f"{kind:20} {answers.total():9} {answers['']:9}  {errors}".rstrip())
+            lines.append(f"{kind:28} {answers.total():9} {answers['']:9}  {errors}".rstrip())
         return "\n".join(lines)
 
 
