@@ -59,7 +59,7 @@ def guest_on(
     files = {name: path for tool in tools for name, path in program_files(tool).items()}
     with (
         waiting(directory, *words),
-        Guest(GuestConfig(directory / "sock", files=files, **config)) as guest,
+        Guest(GuestConfig(directory / "sock", files=files, boot_timeout=240, **config)) as guest,
     ):
         yield guest
 
