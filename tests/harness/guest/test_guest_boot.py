@@ -69,7 +69,7 @@ def served(directory: Path, sockets: Path) -> Iterator[Path]:
         process_group=0,
     )
     try:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not listens(path) and daemon.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
         yield path

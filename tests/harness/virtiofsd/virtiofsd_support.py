@@ -28,7 +28,7 @@ class Daemon:
 
     def end(self) -> int:
         """Wait for the end; return the status."""
-        _, self.stderr = self.process.communicate(timeout=30)
+        _, self.stderr = self.process.communicate(timeout=60)
         return self.process.returncode
 
 
@@ -51,7 +51,7 @@ def running(
         if process.poll() is None:
             process.kill()
         if not daemon.stderr:
-            process.communicate(timeout=30)
+            process.communicate(timeout=60)
 
 
 @contextmanager
