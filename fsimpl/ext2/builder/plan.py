@@ -148,12 +148,12 @@ class ImagePlan:
         end = offset + len(buffer)
         of_metadata, *of_pieces = self._starts
         at = max(bisect.bisect_right(of_metadata, offset) - 1, 0)
-        for start, data in self.metadata[at:]:
-            if start >= end:
-                break
+        while at < len(self.metadata) and self.metadata[at][0] < end:
+            start, data = self.metadata[at]
             first, last = max(start, offset), min(start + len(data), end)
             if first < last:
                 buffer[first - offset : last - offset] = data[first - start : last - start]
+            at += 1
         for starts, pieces in zip(of_pieces, (self.mappings, self.copies), strict=True):
             at = max(bisect.bisect_right(starts, offset) - 1, 0)
             while at < len(pieces) and pieces[at].offset < end:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import stat
 import subprocess
 import uuid
@@ -427,3 +428,28 @@ def test_a_tree_deeper_than_a_path_is_long_is_complete(tree: Path, image: Path) 
     os.close(fd)
     make(tree, image)
     assert debugfs(image, f"cat {(name + '/') * 60}bottom") == "x" * 5000
+
+
+def test_content_is_shared_with_the_source_where_the_file_system_can(tmp_path: Path) -> None:
+    if os.geteuid() != 0 or shutil.which("mkfs.xfs") is None:
+        pytest.skip("needs root and mkfs.xfs (Debian: xfsprogs)")
+    if "\txfs\n" not in Path("/proc/filesystems").read_text():
+        pytest.skip("needs a kernel with xfs")
+    disk, where = tmp_path / "disk", tmp_path / "mounted"
+    with disk.open("wb") as file:
+        file.truncate(400 << 20)
+    subprocess.run(["mkfs.xfs", "-q", "-m", "reflink=1", str(disk)], check=True)
+    where.mkdir()
+    subprocess.run(["mount", "-o", "loop", str(disk), str(where)], check=True)
+    try:
+        tree, image = where / "tree", where / "image"
+        tree.mkdir()
+        (tree / "large").write_bytes(os.urandom(50_000_003))
+        before = os.statvfs(where).f_bfree
+        make(tree, image)
+        os.sync()
+        assert (before - os.statvfs(where).f_bfree) * 4096 < 5 << 20
+        with build(HostSource(tree), BuildOptions(uuid=UUID)) as plan:
+            assert plan.read(0, plan.size) == image.read_bytes()
+    finally:
+        subprocess.run(["umount", str(where)], check=True)
