@@ -110,6 +110,13 @@ def add_logging(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_control(parser: argparse.ArgumentParser) -> None:
+    """Add `--control`."""
+    parser.add_argument(
+        "--control", metavar="SOCKET", help="let `dentry shell --connect SOCKET` in, at this path"
+    )
+
+
 def configure_logging(level: str) -> None:
     """Send the log from `level` on to stderr."""
     logging.basicConfig(level=level.upper(), format="dentry: %(levelname)s: %(name)s: %(message)s")
