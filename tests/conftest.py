@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import devtmpfs
 from fsimpl.ext2 import Ext2Type
@@ -18,6 +21,18 @@ from vfs import Credentials, VirtualFilesystem
 from vfs.task import Task
 
 MakeTask = Callable[..., Task]
+
+# On a busy machine data are made slowly, too.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
+
+if sys.dont_write_bytecode:
+    # Where Python may leave nothing in the sources it would compile them in every process that a
+    # test starts, which is most of what that takes.
+    sys.dont_write_bytecode = False
+    sys.pycache_prefix = str(Path(__file__).parents[1] / ".pytest_cache" / "bytecode")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -82,28 +82,27 @@ class PathAllowlist:
 
     def level(self, names: Sequence[bytes] | None) -> int:
         """``NONE``, ``TRAVERSE`` or ``FULL`` for a path; None is one that nobody knows."""
-        if names is None:
+        node = self._find(names)
+        if node is None:
             return NONE
-        node = self._root
-        for name in names:
-            if node.full:
-                return FULL
-            child = node.children.get(name)
-            if child is None:
-                return NONE
-            node = child
         if node.full:
             return FULL
         return TRAVERSE if node.children else NONE
 
     def visible(self, names: Sequence[bytes] | None) -> frozenset[bytes] | None:
         """What a listing of a directory shows; None: all."""
-        level = self.level(names)
-        if level == FULL:
-            return None
-        if level == NONE or names is None:
+        node = self._find(names)
+        if node is None:
             return frozenset()
-        node = self._root
+        return None if node.full else frozenset(node.children)
+
+    def _find(self, names: Sequence[bytes] | None) -> _Node | None:
+        """The node of a path, or of the allowed one above it."""
+        if names is None:
+            return None
+        node: _Node | None = self._root
         for name in names:
-            node = node.children[name]
-        return frozenset(node.children)
+            if node is None or node.full:
+                break
+            node = node.children.get(name)
+        return node

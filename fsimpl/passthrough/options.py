@@ -70,7 +70,7 @@ class PassthroughOptions:
     __slots__ = (
         "allow_direct_io", "allow_mmap", "allowlist", "announce_submounts", "ascii_casefold",
         "cache", "gid", "gid_extents", "gid_rules", "inode_file_handles", "killpriv_v2",
-        "max_dynamic_perm", "max_dynamic_xattr", "negative_ns", "owner_rules", "posix_acl",
+        "max_dynamic_perm", "max_dynamic_xattr", "negative_ns", "only", "owner_rules", "posix_acl",
         "preserve_noatime", "privileged_quota_uids", "readdirplus",
         "rewrite_security_xattrs", "security_label", "shown", "timeout_ns", "uid", "uid_extents",
         "uid_rules", "writeback", "xattr", "xattrmap",
@@ -91,6 +91,7 @@ class PassthroughOptions:
         self.max_dynamic_perm = 0
         self.max_dynamic_xattr = 0
         self.negative_ns = 0
+        self.only: bytes | None = None
         self.owner_rules: tuple[OwnerRule, ...] = ()
         self.posix_acl: bool | None = None
         self.preserve_noatime: bool | None = None
@@ -175,6 +176,10 @@ class PassthroughOptions:
             self.privileged_quota_uids = frozenset(map(int, words))
         elif key in ("max_dynamic_perm", "max_dynamic_xattr"):
             setattr(self, key, parse_u32(context, parameter))
+        elif key == "only":
+            self.only = parse_string(context, parameter).encode("utf-8", "surrogateescape")
+            if b"/" in self.only or self.only in (b"", b".", b".."):
+                raise ValueError("name one file of the directory")
         elif key == "ugid_map":
             self.owner_rules = parse_owner_rules(parse_string(context, parameter))
         else:
@@ -212,6 +217,8 @@ class PassthroughOptions:
             raise context.invalfc("translate_uid/gid and uidmap/gidmap exclude each other")
         if rules and self.posix_acl:
             raise context.invalfc("translate_uid/gid and posix_acl exclude each other")
+        if self.only is not None and self.allowlist:
+            raise context.invalfc("only and allowlist exclude each other")
         if self.ascii_casefold and self.negative_ns:
             raise context.invalfc("ascii_casefold and negative_timeout exclude each other")
 
@@ -271,7 +278,7 @@ class PassthroughOptions:
     def speaks_of_paths(self) -> bool:
         """Whether inodes have to know their path."""
         dynamic = self.max_dynamic_perm or self.max_dynamic_xattr
-        return bool(self.allowlist or self.owner_rules or dynamic)
+        return bool(self.allowlist or self.only or self.owner_rules or dynamic)
 
     def show(self) -> str:
         """As mountinfo shows them."""

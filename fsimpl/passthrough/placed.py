@@ -32,13 +32,17 @@ Place = tuple["PlacedInode", bytes]
 
 class PathPolicy:
     """What a mount's options say of paths. ``allowlist`` is None if all of them may be seen;
+    ``fixed`` says that names stay as they are, for the directory is not shared, but one file of it.
     ``coming`` is the place of the inode that is made next.
     """
 
-    __slots__ = ("allowlist", "coming", "owners", "xattrs")
+    __slots__ = ("allowlist", "coming", "fixed", "owners", "xattrs")
 
     def __init__(self, options: PassthroughOptions) -> None:
-        self.allowlist = PathAllowlist() if options.allowlist else None
+        self.fixed = options.only is not None
+        self.allowlist = PathAllowlist() if options.allowlist or self.fixed else None
+        if self.allowlist is not None and options.only is not None:
+            self.allowlist.add([options.only])
         self.owners = OwnerRules(options.owner_rules, options.max_dynamic_perm)
         self.xattrs = PathXattrs(options.max_dynamic_xattr)
         self.coming: Place | None = None
@@ -116,6 +120,8 @@ class PlacedInode(PassthroughInode):
         return allowlist.level(self.path() if name is None else self.child_path(name))
 
     def _require(self, level: int, name: bytes | None = None) -> None:
+        if name is not None and self.policy.fixed:
+            raise oserror(errno.EROFS)
         if self._level(name) < level:
             raise oserror(errno.EACCES)
 

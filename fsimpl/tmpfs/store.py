@@ -36,6 +36,8 @@ WINDOW_MASK: Final = WINDOW_SIZE - 1
 WINDOW_PAGES: Final = WINDOW_SIZE >> PAGE_SHIFT
 _WINDOW_PAGE_SHIFT: Final = WINDOW_SHIFT - PAGE_SHIFT
 _LAST_PAGE: Final = 1 << 64 - PAGE_SHIFT
+# What a store has of promised pages until fallocate(2) promises the first: one for all of them.
+_NO_RANGES: Final = PageRanges()
 _ZEROS: Final = memoryview(bytes(WINDOW_SIZE))
 
 Pages = dict[int, bytearray]
@@ -57,8 +59,8 @@ class PageStore:
         # Window number -> Window, never an empty one. Sorted when somebody first asks for an order.
         self._windows: dict[int, Window] | SortedDict = {}
         self._full: dict[int, memoryview] = {}  # window number -> all of a window of WINDOW_SIZE
-        self._promised = PageRanges()  # charged, no bytes
-        self._cleared = PageRanges()  # those of _promised that count as data
+        self._promised = _NO_RANGES  # charged, no bytes
+        self._cleared = _NO_RANGES  # those of _promised that count as data
 
     def read(self, buffer: memoryview, offset: int) -> None:
         """Fill ``buffer`` from ``offset``; holes read as zeros."""
@@ -149,6 +151,8 @@ class PageStore:
 
         Raises: ENOSPC.
         """
+        if self._promised is _NO_RANGES:
+            self._promised, self._cleared = PageRanges(), PageRanges()
         first = offset >> PAGE_SHIFT
         end = offset + length + PAGE_MASK >> PAGE_SHIFT
         maximum = self.limit.maximum
@@ -191,12 +195,13 @@ class PageStore:
 
     def free(self) -> None:
         """Give everything back (the inode is evicted)."""
+        if not self.pages:
+            return
         self.limit.give(self.pages)
         self.pages = 0
         self._windows.clear()
         self._full.clear()
-        self._promised = PageRanges()
-        self._cleared = PageRanges()
+        self._promised = self._cleared = _NO_RANGES
 
     def check(self) -> None:
         """Raises InvariantViolation: pages that differ from the account, a malformed window."""

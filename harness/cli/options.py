@@ -24,6 +24,7 @@ MOUNT_HELP: Final = """\
 SPEC is a list of fields joined by commas:
   type=tmpfs,dst=/tmp,size=64m              options of tmpfs(5): size, nr_inodes, mode, uid, gid
   type=passthrough,src=/srv,dst=/srv,ro     a host directory
+  type=ext2,src=disk.img,dst=/disk          an image of ext2, ext3 or ext4 on the host, read-only
   type=devtmpfs,dst=/dev                    device nodes of the daemon
   type=bind,src=/srv,dst=/mnt               a place of the tree itself, once more
 and of flags: ro, nosuid, nodev, noexec, noatime, nodiratime, nosymfollow. A field that holds a
@@ -106,6 +107,13 @@ def add_logging(parser: argparse.ArgumentParser) -> None:
     """Add `--log-level`."""
     parser.add_argument(
         "--log-level", choices=LOG_LEVELS, default="warning", help="of stderr (default: warning)"
+    )
+
+
+def add_control(parser: argparse.ArgumentParser) -> None:
+    """Add `--control`."""
+    parser.add_argument(
+        "--control", metavar="SOCKET", help="let `dentry shell --connect SOCKET` in, at this path"
     )
 
 

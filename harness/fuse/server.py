@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from harness.fuse import abi, session
-from harness.fuse.buffers import Segments, gather, length_of, scatter, skip
+from harness.fuse.buffers import Segments, clip, gather, length_of, scatter, skip
 from harness.fuse.cache import AUTO, CachePolicy, adapted, has_no_xattrs, wanted_flags
 from harness.fuse.handles import HandleTable
 from harness.fuse.identity import Identities, security_contexts, supplementary_groups
@@ -52,9 +52,12 @@ _ERRNO_END: Final = 512
 
 # Header, opcode as counted, handler, body, segments, first of the reply, and where results go.
 _Parsed = tuple[Header, int, Handler, bytes | None, Segments, memoryview, memoryview, int]
-# As much of it as the lengths of a chain's segments tell: the header, the rest and its length, the
-# reply's first segment, that in words, where results go, and how many bytes of them fit there.
-_Frame = tuple[memoryview, memoryview, int, memoryview, memoryview, memoryview, int, int]
+# As much of it as the lengths of a chain's segments tell: the header, the rest and its length if
+# that is all, what follows it and the length of everything if the rest can be a WRITE's arguments
+# (-1: not so), the reply's first segment, that in words, where results go, and the room there.
+_Frame = tuple[
+    memoryview, memoryview, int, Segments, int, memoryview, memoryview, memoryview, int, int
+]
 
 _in_header = abi.IN_HEADER.unpack_from
 _out_header = abi.OUT_HEADER.pack_into
@@ -87,9 +90,13 @@ def _frame_of(request: Segments, reply: Segments) -> _Frame | tuple[()]:
     """The frame of a chain that is laid out as Linux does it; empty for others."""
     if not request or len(request[0]) != 40 or not reply or len(reply[0]) < 16:
         return ()
-    rest = request[1] if len(request) == 2 else _EMPTY
-    # No size fits where there are more segments: most are WRITEs, whose arguments stay in them.
-    size = len(rest) if len(request) < 3 and len(rest) <= _BODY_MAX else -1
+    rest = request[1] if len(request) > 1 else _EMPTY
+    size = total = -1
+    data = request[2:]
+    if not data:
+        size = len(rest)
+    elif len(rest) == abi.WRITE_IN_SIZE:
+        total = length_of(request)
     first = reply[0]
     if len(first) > 16 or len(reply) < 2:
         out, at = first, 16
@@ -97,7 +104,7 @@ def _frame_of(request: Segments, reply: Segments) -> _Frame | tuple[()]:
         out, at = reply[1], 0
     # The two words of fuse_out_header without an error, in two thirds of the time of `pack_into`.
     words = first[:16].cast("Q")
-    return request[0], rest, size, first, words, out, at, len(out) - at
+    return request[0], rest, size, data, total, first, words, out, at, len(out) - at
 
 
 class _Scattered:
@@ -261,7 +268,7 @@ class FuseServer:
                 if frame is None:
                     frame = request.frame = _frame_of(request, reply)
                 if frame:
-                    head, rest, size, first, words, out, at, room = frame
+                    head, rest, size, data, total, first, words, out, at, room = frame
                     header: Header = _in_header(head)
                     unique = header[2]
                     opcode = header[1]
@@ -269,12 +276,11 @@ class FuseServer:
                         handler, arguments, result, kind = self._rows[opcode]
                         if kind < DATA_IN:
                             fits = room >= result and header[0] == 40 + size >= 40 + arguments
-                            body = rest.tobytes()
                             segments = reply
                         else:
-                            fits = room >= result and kind == DATA_IN
-                            body = b""
-                            segments = request
+                            fits = room >= result and kind == DATA_IN and header[0] == total
+                            segments = data
+                        body = rest.tobytes()
             if not fits:
                 parsed = self._parse(request, reply)
                 if parsed is None:
@@ -374,8 +380,12 @@ class FuseServer:
 
     def caller(self, header: Header, body: bytes) -> Credentials:
         """Whose request it is. Raises: EINVAL for broken extensions."""
-        groups = _NO_GROUPS
         extensions = header[7] * 8
+        if not extensions:
+            known = self._identities.plain.get((header[4], header[5]))
+            if known is not None:
+                return known
+        groups = _NO_GROUPS
         if extensions:
             if extensions > len(body):
                 raise oserror(errno.EINVAL)
@@ -453,10 +463,13 @@ class FuseServer:
                 at = 0
             if room < result:
                 return None
-        if kind == DATA_IN:
-            return header, opcode, handler, b"", request, first, out, at
         size = header[0] - 40
         body: bytes | None = None
+        if kind == DATA_IN:
+            data = clip(skip(request, 40 + arguments), max(size - arguments, 0))
+            if arguments + length_of(data) == size:
+                body = gather(skip(request, 40), arguments)
+            return header, opcode, handler, body, data, first, out, at
         if 0 <= size <= _BODY_MAX and size >= arguments:
             if start == header[0]:
                 body = head[40:].tobytes()

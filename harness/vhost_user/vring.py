@@ -31,6 +31,9 @@ Ranges = Sequence[tuple[int, int]]
 SIGNAL_EVERY: Final = 8
 """Chains of a burst after which the driver is told, so that it works while we do."""
 
+BURSTS: Final = 16
+"""How many such bursts at most, before other rings and the sockets get their turn."""
+
 _FUSE_OUT_HEADER: Final = struct.Struct("<IiQ")
 _UNIQUE: Final = slice(8, 16)
 """Where fuse_in_header.unique lies."""
@@ -292,28 +295,29 @@ class Vring:
             self._pool is not None
             or self._log is not None
             or self._inflight is not None
-            or not isinstance(queue, SplitQueue)
+            or queue.__class__ is not SplitQueue
         ):
             return self._serve_with_care(queue)
         handle, lock = self._handle, self._lock
         served = False
         try:
-            left = queue.pending()
-            while left:
-                served = True
+            for _ in range(BURSTS if queue.has_avail() else 0):
+                taken = SIGNAL_EVERY
                 try:
                     with lock:
-                        taken, reply = queue.serve(handle, completion, min(left, SIGNAL_EVERY))
-                    left -= taken
+                        taken, reply = queue.serve(handle, completion, SIGNAL_EVERY)
                     if reply is not None:
                         completion = self._park(queue, completion, reply)
+                        taken = SIGNAL_EVERY
                 except GuestError:
                     raise
                 except Exception:
                     completion = self._raised(queue, completion)
-                    left = min(left - 1, queue.pending())
+                served = served or taken > 0
                 if queue.must_signal():
                     self.signal()
+                if taken < SIGNAL_EVERY or not queue.has_avail():
+                    break
         except GuestError as error:
             self.fail(error)
             if queue.must_signal():

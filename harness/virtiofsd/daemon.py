@@ -45,7 +45,7 @@ def run(config: Config) -> int:
         UsageError: what was asked for can't be had.
     """
     seams.refuse_awaited(config)
-    seams.check_shared_directory(config.shared_dir)
+    seams.check_shared_directory(config)
     background = Background() if config.daemonize else None
     log_fd = configure_log(config.program, config.log_level, config.syslog)
     for line in config.deprecated:

@@ -35,6 +35,8 @@ AWAITED: Final = (
 )
 """What `refuse_awaited` refuses. Whoever writes the effect of an option takes its row out."""
 
+_OF_DIRECTORIES: Final = ("announce_submounts", "noannounce_submounts", "inode_file_handles")
+
 MIGRATES: Final = False
 """Whether a device's state can be saved and loaded, which libvirt is told."""
 
@@ -71,16 +73,20 @@ def sandbox_options(config: Config, keep_fds: tuple[int, ...]) -> SandboxOptions
         raise UsageError(str(error)) from None
 
 
-def check_shared_directory(path: str) -> None:
-    """Raises: UsageError if no directory is there."""
+def check_shared_directory(config: Config) -> None:
+    """Raises: UsageError if neither a directory nor a regular file is there, or if it is a file
+    and cannot be shared so.
+    """
+    path = config.shared_dir
     try:
         mode = os.stat(path).st_mode
     except OSError as error:
         raise UsageError(f"--shared-dir {path}: {error.strerror}") from None
     if stat.S_ISREG(mode):
-        raise UsageError(f"--shared-dir {path}: a file can't be shared yet: share its directory")
-    if not stat.S_ISDIR(mode):
-        raise UsageError(f"--shared-dir {path}: Not a directory")
+        if config.sandbox == "chroot":
+            raise UsageError(f"--shared-dir {path}: a file is no root: share it without chroot")
+    elif not stat.S_ISDIR(mode):
+        raise UsageError(f"--shared-dir {path}: neither a directory nor a regular file")
 
 
 def check_descriptors(config: Config, nofile: int) -> None:
@@ -144,12 +150,20 @@ def allowlist_of(root: VirtualDentry) -> PathAllowlist | None:
 
 
 def root_mount(config: Config, source: str) -> MountSpec:
-    """The mount of the shared directory, which is at ``source`` now, as the root."""
+    """The mount of the shared directory, which is at ``source`` now, as the root.
+
+    A file is the only one in its root: a client takes nothing but a directory for one.
+    """
+    options = mount_options(config)
+    if not os.path.isdir(source):
+        source, name = os.path.split(os.path.realpath(source))
+        one = (("only", name), ("noannounce_submounts", None), ("inode_file_handles", "never"))
+        options = (*one, *(word for word in options if word[0] not in _OF_DIRECTORIES))
     return MountSpec(
         text=f"type=passthrough,src={config.shared_dir},dst=/",
         type="passthrough",
         destination="/",
         source=source,
         flags=abi.MS_RDONLY if config.readonly else 0,
-        options=mount_options(config),
+        options=options,
     )

@@ -8,9 +8,10 @@ import select
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import sys
-from errno import ENOSYS, EROFS
+from errno import ENOENT, ENOSYS, EROFS
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ from harness.cli.main import main
 from harness.errors import UsageError
 from harness.fuse import abi
 from harness.vhost_user.frontend import Frontend
-from harness.vhost_user.fuse_client import ROOT
+from harness.vhost_user.fuse_client import ENTRY_SIZE, LOOKUP, ROOT
 from harness.virtiofs import listen
 from harness.virtiofsd import seams
 from harness.virtiofsd.arguments import parse
@@ -356,11 +357,44 @@ def test_the_log_has_what_its_level_says(
 
 @pytest.mark.parametrize(
     ("directory", "named"),
-    [("/nonexistent", "No such file"), ("/dev/null", "Not a directory"), (__file__, "a file")],
+    [("/nonexistent", "No such file"), ("/dev/null", "neither a directory nor a regular file")],
 )
-def test_what_is_no_directory_is_refused(place: Path, directory: str, named: str) -> None:
+def test_what_cannot_be_shared_is_refused(place: Path, directory: str, named: str) -> None:
     words = ("--socket-path", place / "sock", "--shared-dir", directory, *OPEN)
     assert named in refusal("virtiofsd", *words)
+
+
+@pytest.mark.parametrize("sandbox", ["none", pytest.param("namespace", marks=ROOT_ONLY)])
+def test_a_single_file_is_alone_in_its_root(place: Path, sandbox: str) -> None:
+    share = place / "share"
+    (share / "beside").write_bytes(b"secret")
+    words = ("--socket-path", place / "sock", "--shared-dir", share / "greeting", "--xattr")
+    with running("virtiofsd", *words, "--sandbox", sandbox) as daemon:
+        with client_of(place / "sock") as client:
+            handle = client.opendir(ROOT)
+            listed = {entry.name for entry in client.readdirplus(ROOT, handle, 0, 4096)}
+            client.releasedir(ROOT, handle)
+            assert listed == {b".", b"..", b"greeting"}
+            assert content(client, b"greeting") == b"hello"
+            entry = client.lookup(ROOT, b"greeting")
+            handle = client.open(entry.nodeid, os.O_RDWR)
+            assert client.write(entry.nodeid, handle, 5, b" you") == 4
+            client.release(entry.nodeid, handle)
+            assert client.request(LOOKUP, ROOT, b"beside\0", ENTRY_SIZE)[0] == ENOENT
+            for opcode, body in (
+                (9, struct.pack("<II", 0o777, 0) + b"directory\0"),
+                (10, b"greeting\0"),
+                (12, struct.pack("<Q", ROOT) + b"greeting\0other\0"),
+            ):
+                assert client.request(opcode, ROOT, body, ENTRY_SIZE)[0] == EROFS
+        assert daemon.end() == 0, daemon.stderr
+    assert (share / "greeting").read_bytes() == b"hello you"
+    assert sorted(os.listdir(share)) == ["beside", "greeting"]
+
+
+def test_a_single_file_is_no_root_to_change_to(place: Path) -> None:
+    words = ("--socket-path", place / "sock", "--shared-dir", place / "share" / "greeting")
+    assert "a file is no root" in refusal("virtiofsd", *words, "--sandbox=chroot")
 
 
 @pytest.mark.parametrize(
