@@ -74,11 +74,15 @@ class Ledger:
             if not holders:
                 del self.held[obj]
 
+    def holders(self, obj: RefCounted) -> list[str]:
+        """The lines that took what is held of ``obj``, oldest first; none without tracing."""
+        return [_described(where) for where in self.held.get(obj, ())]
+
     def report(self) -> str:
         """What lives, and under tracing, who took it: one line a kind, one line a holder."""
         lines = [f"{kind}: {count} live" for kind, count in sorted(self.live.items())]
-        for obj, holders in self.held.items():
-            lines.extend(f"  {obj!r} held by {_described(where)}" for where in holders)
+        for obj in self.held:
+            lines.extend(f"  {obj!r} held by {where}" for where in self.holders(obj))
         return "\n".join(lines)
 
 

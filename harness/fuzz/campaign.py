@@ -34,6 +34,7 @@ Factory = Callable[[Path | None], Fuzzer]
 def make_fuzzer(target: str, scratch: Path | None) -> Fuzzer:
     """The fuzzer of that name. Raises: KeyError."""
     # Here, because each imports what only it needs.
+    from harness.fuzz.ext2 import Ext2Fuzzer
     from harness.fuzz.fuse import FuseFuzzer
     from harness.fuzz.threads import ThreadsFuzzer
     from harness.fuzz.vhost_user import VhostUserFuzzer
@@ -44,6 +45,7 @@ def make_fuzzer(target: str, scratch: Path | None) -> Fuzzer:
         "threads": ThreadsFuzzer,
         "virtio": VirtioFuzzer,
         "vhost-user": VhostUserFuzzer,
+        "ext2": Ext2Fuzzer,
     }
     return factories[target](scratch)
 

@@ -293,6 +293,16 @@ def test_ids_are_translated(place: Path) -> None:
         assert (attributes.uid, attributes.gid) == (5, 7)
 
 
+def test_the_umask_of_who_starts_it_takes_nothing(place: Path) -> None:
+    path = place / "sock"
+    words = ("virtiofsd", "--socket-path", path, "--shared-dir", place / "share", *OPEN)
+    with running(*words, umask=0o077) as daemon, client_of(path) as client:
+        client.create(ROOT, b"new", mode=0o666)
+        assert (place / "share" / "new").stat().st_mode & 0o777 == 0o666
+        # Nor is it given back afterwards, which costs four calls of the host.
+        assert "\nUmask:\t0000\n" in Path(f"/proc/{daemon.process.pid}/status").read_text()
+
+
 def test_threads_serve_what_the_one_thread_serves(place: Path) -> None:
     with virtiofsd(place, "--thread-pool-size=3") as daemon:
         with client_of(daemon.socket_path) as client:

@@ -107,7 +107,7 @@ def grow(path: bytes, tree: Any, files: list[bytes]) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="makes device nodes, and files of others")
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture,
-                                                           HealthCheck.too_slow],
+                                                           HealthCheck.too_slow, HealthCheck.filter_too_much],
 )  # fmt: skip
 @given(
     children=st.dictionaries(NAMES, TREES, max_size=8),
