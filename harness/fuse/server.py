@@ -466,12 +466,21 @@ class FuseServer:
         size = header[0] - 40
         body: bytes | None = None
         if kind == DATA_IN:
-            data = clip(skip(request, 40 + arguments), max(size - arguments, 0))
-            if arguments + length_of(data) == size:
-                body = gather(skip(request, 40), arguments)
+            data: Segments
+            if start == 40 and len(request) > 1 and len(request[1]) == arguments:
+                body, data = request[1].tobytes(), request[2:]
+            else:
+                body, data = gather(skip(request, 40), arguments), skip(request, 40 + arguments)
+            left = size - arguments
+            if length_of(data) > left:
+                data = clip(data, left)
+            if len(body) < arguments or length_of(data) != left:
+                body = None
             return header, opcode, handler, body, data, first, out, at
         if 0 <= size <= _BODY_MAX and size >= arguments:
-            if start == header[0]:
+            if start == 40 and len(request) == 2 and len(request[1]) == size:
+                body = request[1].tobytes()
+            elif start == header[0]:
                 body = head[40:].tobytes()
             else:
                 body = gather(skip(request, 40), size)
