@@ -172,6 +172,42 @@ class PageStore:
             run = self._next_run(page, self._cleared)
         return max(offset, page << PAGE_SHIFT)
 
+    def stored_runs(self) -> Iterator[tuple[int, int]]:
+        """The runs of pages with bytes, as (first, end), in order."""
+        run = self._next_stored_run(0)
+        while run is not None:
+            yield run
+            run = self._next_stored_run(run[1])
+
+    def promised_runs(self) -> Iterator[tuple[int, int, bool]]:
+        """The runs of pages without bytes, as (first, end, do they count as data), in order."""
+        for first, end in self._promised:
+            while first < end:
+                run = self._cleared.next_run(first)
+                if run is None or run[0] >= end:
+                    yield first, end, False
+                    break
+                if first < run[0]:
+                    yield first, run[0], False
+                yield *run, True
+                first = run[1]
+
+    def promise(self, first: int, end: int, cleared: bool) -> None:
+        """Charge the pages ``[first, end)``, none of which is there yet. Raises: ENOSPC."""
+        if not self.limit.take(end - first):
+            raise oserror(errno.ENOSPC)
+        self.pages += end - first
+        self._promised.add(first, end)
+        if cleared:
+            self._cleared.add(first, end)
+
+    def charge_to(self, limit: Limit) -> None:
+        """Have ``limit`` count the pages from now on. Raises: ENOSPC."""
+        if not limit.take(self.pages):
+            raise oserror(errno.ENOSPC)
+        self.limit.give(self.pages)
+        self.limit = limit
+
     def free(self) -> None:
         """Give everything back (the inode is evicted)."""
         self.limit.give(self.pages)
