@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from harness.errors import UsageError
+from harness.migration import MigrationOptions
 from harness.mountspec import MountSpec
 from harness.sandbox import SandboxError, SandboxOptions
 from harness.virtiofsd.config import Config
@@ -25,10 +26,6 @@ class Awaited(NamedTuple):
 
 
 AWAITED: Final = (
-    Awaited("--migration-mode", lambda c: c.migration_mode != "find-paths"),
-    Awaited("--migration-on-error", lambda c: c.migration_on_error != "abort"),
-    Awaited("--migration-verify-handles", lambda c: c.migration_verify_handles),
-    Awaited("--migration-confirm-paths", lambda c: c.migration_confirm_paths),
     Awaited("--uid", lambda c: c.uid),
     Awaited("--gid", lambda c: c.gid),
     Awaited("--cfg ugid_map", lambda c: c.ugid_map),
@@ -37,9 +34,6 @@ AWAITED: Final = (
     Awaited("--allowlist-socket-path", lambda c: c.allowlist_socket_path),
 )
 """What `refuse_awaited` refuses. Whoever writes the effect of an option takes its row out."""
-
-MIGRATES: Final = False
-"""Whether a device's state can be saved and loaded, which libvirt is told."""
 
 
 def refuse_awaited(config: Config) -> None:
@@ -70,6 +64,16 @@ def sandbox_options(config: Config, keep_fds: tuple[int, ...]) -> SandboxOptions
         )
     except SandboxError as error:
         raise UsageError(str(error)) from None
+
+
+def migration_options(config: Config) -> MigrationOptions:
+    """How the device is to be migrated."""
+    return MigrationOptions(
+        mode=config.migration_mode,
+        on_error=config.migration_on_error,
+        verify_handles=config.migration_verify_handles,
+        confirm_paths=config.migration_confirm_paths,
+    )
 
 
 def check_shared_directory(path: str) -> None:
