@@ -65,7 +65,7 @@ class StateTransfer:
         except Exception as error:
             self.failed = True
             if isinstance(error, OSError):
-                LOG.error("the state could not be transferred: %s", error)
+                LOG.error("the state could not be transferred: %s", error.strerror or error)
             else:
                 LOG.exception("the state could not be transferred")
         finally:
