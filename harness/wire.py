@@ -13,6 +13,9 @@ from typing import Final, Protocol
 PENDING: Final = -1
 """What `FuseHandler.handle` returns for a request that it will complete later."""
 
+WITHDRAWN: Final = -2
+"""What a completion is called with for a request that is not answered, but to be sent again."""
+
 
 class FuseHandler(Protocol):
     """What the kernel's `struct fuse_dev` reads from and writes to: the server of one session."""
@@ -41,6 +44,14 @@ class FuseHandler(Protocol):
 
         The transport is about to stop a queue and reports it stopped when nothing of it is
         pending. The session goes on.
+        """
+        ...
+
+    def withdraw(self) -> None:
+        """Give every request that waits for an event back: `completion(WITHDRAWN)`.
+
+        Nothing has come of them. Whoever goes on with the session, this handler or another one,
+        gets them once more.
         """
         ...
 

@@ -2,7 +2,7 @@
 
 ``TmpfsImage.take`` describes a superblock, ``put`` fills another from a description that ``check``
 has found to be a file system, wherever it came from. Files' bytes are not in the description: they
-are read from the inodes that ``take`` holds, and written to the stores that ``put`` hands over.
+are read from the stores that ``take`` shares, and written to the stores that ``put`` hands over.
 """
 
 from __future__ import annotations
@@ -132,11 +132,10 @@ class TmpfsImage:
     """A whole superblock. ``blocks`` and ``ispace`` are its limits, in pages and bytes: None where
     they are the default, a part of the machine's memory.
 
-    ``held`` are the inodes whose stores are shared, until ``close``. ``room`` counts the pages of
-    files that come from elsewhere.
+    ``room`` counts the pages of files that come from elsewhere.
     """
 
-    __slots__ = ("_undone", "blocks", "held", "inodes", "ispace", "next_ino", "room", "root")
+    __slots__ = ("_undone", "blocks", "inodes", "ispace", "next_ino", "room", "root")
 
     def __init__(self, room: int = 0) -> None:
         """``room`` is how many pages there may be; 0 for any number."""
@@ -147,11 +146,12 @@ class TmpfsImage:
         self.next_ino = 1
         self.blocks: int | None = None
         self.ispace: int | None = None
-        self.held: list[TmpfsInode] = []
 
     @classmethod
     def take(cls, superblock: TmpfsSuperblock) -> TmpfsImage:
-        """Describe ``superblock``. Needs the VFS lock, as does ``close``."""
+        """Describe ``superblock``. Needs the VFS lock. Stores are shared: those of files that go
+        away are empty from then on.
+        """
         image = cls()
         assert superblock.root is not None and superblock.root.inode is not None
         image.root = superblock.root.inode.ino
@@ -163,16 +163,7 @@ class TmpfsImage:
             image.ispace = superblock.ispace.maximum
         for inode in sorted(superblock.inodes, key=lambda inode: inode.ino):
             image.inodes[inode.ino] = InodeImage.of(inode)
-            if isinstance(inode, TmpfsRegular):
-                inode.get()
-                image.held.append(inode)
         return image
-
-    def close(self) -> None:
-        """Let go of the inodes."""
-        held, self.held = self.held, []
-        for inode in held:
-            inode.put()
 
     # What came from elsewhere
 

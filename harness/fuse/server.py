@@ -90,7 +90,8 @@ class _Scattered:
         self._completion = completion
 
     def __call__(self, length: int) -> None:
-        scatter(self._bounce[:length], self._reply)
+        if length > 0:
+            scatter(self._bounce[:length], self._reply)
         self._completion(length)
 
 
@@ -289,6 +290,10 @@ class FuseServer:
     def drain(self) -> None:
         """Answer every request that waits, with EINTR."""
         self.parking.interrupt_all()
+
+    def withdraw(self) -> None:
+        """Give every request that waits back unanswered, to be sent again."""
+        self.parking.withdraw_all()
 
     def reset(self) -> None:
         """End the session: its requests, polls, locks, handles and nodes; every reference is given

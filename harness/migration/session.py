@@ -138,6 +138,23 @@ class LockRecord(NamedTuple):
         return cls(fh, owner, bool(is_flock), kind, data.u64(), data.u64(), data.u32())
 
 
+class HeldRecord(NamedTuple):
+    """A request that waits, by the head of its chain on a ring."""
+
+    ring: int
+    head: int
+
+    def pack(self) -> Packer:
+        out = Packer()
+        out.u32(self.ring)
+        out.u32(self.head)
+        return out
+
+    @classmethod
+    def unpack(cls, data: Unpacker) -> HeldRecord:
+        return cls(data.u32(), data.u32())
+
+
 class SessionWriter:
     """Describes the session of ``server``. Needs the VFS lock."""
 

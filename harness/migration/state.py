@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 from errno import EINVAL
@@ -19,6 +20,7 @@ from harness.migration.mounts import MOUNTS_MAX, MountRecord, MountTable
 from harness.migration.options import MigrationOptions
 from harness.migration.session import (
     HandleRecord,
+    HeldRecord,
     LockRecord,
     NodeRecord,
     SessionReader,
@@ -27,11 +29,11 @@ from harness.migration.session import (
 )
 from harness.migration.stream import StateError, StateReader, StateWriter, Unpacker
 from harness.vhost_user.state import DeviceState
-from vfs.file import FileDescription
 
 LOG = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
+HELD_MAX: Final = 1 << 16
 RECORDS_MAX: Final = 1 << 24
 """How many of a kind there may be."""
 
@@ -46,6 +48,7 @@ class ServerState(DeviceState):
 
     def __init__(self, server: FuseServer, options: MigrationOptions) -> None:
         """``server`` is borrowed."""
+        super().__init__()
         self._server = server
         self._options = options
         self._cancelled = threading.Event()
@@ -72,26 +75,27 @@ class ServerState(DeviceState):
         """Raises: OSError, the host's."""
         server = self._server
         with server.vfs.lock:
-            files: list[FileDescription] = [
-                file.get()
-                for file in server.handles.files.values()
-                if isinstance(file, PassthroughFile) and file.writable
-            ]
-        try:
-            for file in files:
-                if cancelled.is_set():
-                    return
-                file.fsync(True)
-        finally:
+            handles = list(server.handles.files)
+        for fh in handles:
+            if cancelled.is_set():
+                return
             with server.vfs.lock:
-                for file in files:
-                    file.put()
+                file = server.handles.files.get(fh)
+                if not isinstance(file, PassthroughFile) or not file.writable:
+                    continue
+                # Not the file: the session may end, and the daemon with it, while this waits.
+                fd = os.dup(file.fd)
+            try:
+                os.fdatasync(fd)
+            finally:
+                os.close(fd)
 
     # Saving
 
     def save(self, fd: int) -> None:
         try:
-            _Saving(self._server, self._options, StateWriter(fd)).run(self._write_back)
+            saving = _Saving(self._server, self._options, StateWriter(fd), self.held)
+            saving.run(self._write_back)
         except StateError as error:
             raise OSError(EINVAL, str(error)) from None
 
@@ -102,17 +106,24 @@ class ServerState(DeviceState):
         but for mount points; or, where the stream itself is wrong, everything is as it was.
         """
         try:
-            _Loading(self._server, self._options).run(StateReader(fd))
+            self.held = _Loading(self._server, self._options).run(StateReader(fd))
         except (StateError, ValueError) as error:
             raise OSError(EINVAL, str(error)) from None
 
 
 class _Saving:
     """One ``save``. Everything but the bytes of files is put down under the VFS lock, so that it
-    fits together, and written without: the reader may be slow, or gone.
+    fits together, and written without: the reader may be slow, or gone. No reference is held then.
     """
 
-    def __init__(self, server: FuseServer, options: MigrationOptions, writer: StateWriter) -> None:
+    def __init__(
+        self,
+        server: FuseServer,
+        options: MigrationOptions,
+        writer: StateWriter,
+        held: dict[int, list[int]],
+    ) -> None:
+        self._held = [(ring, head) for ring, heads in held.items() for head in heads]
         self._server = server
         self._options = options
         self._writer = writer
@@ -120,26 +131,20 @@ class _Saving:
         self._plans: dict[int, memory.Plan] = {}
 
     def run(self, write_back: Callable[[threading.Event], None]) -> None:
-        lock = self._server.vfs.lock
         write_back(threading.Event())
-        try:
-            with lock:
-                mounts = MountTable(self._server.root.mount)
-                dentries = DentryWriter(mounts.superblocks, self._options)
-                try:
-                    session = SessionWriter(self._server, mounts, dentries, self._options)
-                finally:
-                    dentries.close()
-                table = list(mounts.records())
-                for superblock, number in mounts.superblocks.items():
-                    if isinstance(superblock, TmpfsSuperblock):
-                        image = self._images[number] = TmpfsImage.take(superblock)
-                        self._plans[number] = memory.plan_data(image)
-            self._write(session, dentries, table)
-        finally:
-            with lock:
-                for image in self._images.values():
-                    image.close()
+        with self._server.vfs.lock:
+            mounts = MountTable(self._server.root.mount)
+            dentries = DentryWriter(mounts.superblocks, self._options)
+            try:
+                session = SessionWriter(self._server, mounts, dentries, self._options)
+            finally:
+                dentries.close()
+            table = list(mounts.records())
+            for superblock, number in mounts.superblocks.items():
+                if isinstance(superblock, TmpfsSuperblock):
+                    image = self._images[number] = TmpfsImage.take(superblock)
+                    self._plans[number] = memory.plan_data(image)
+        self._write(session, dentries, table)
 
     def _write(
         self, session: SessionWriter, dentries: DentryWriter, mounts: list[MountRecord]
@@ -158,6 +163,7 @@ class _Saving:
         writer.table(b"node", (record.pack() for record in session.nodes))
         writer.table(b"file", (record.pack() for record in session.handles))
         writer.table(b"lock", (record.pack() for record in session.locks))
+        writer.table(b"held", (HeldRecord(*pair).pack() for pair in self._held))
         for number, plan in self._plans.items():
             for piece in memory.data_pieces(plan):
                 with self._server.vfs.lock:
@@ -178,6 +184,7 @@ class _Loading:
         self._nodes: list[NodeRecord] = []
         self._handles: list[HandleRecord] = []
         self._locks: list[LockRecord] = []
+        self._held: list[HeldRecord] = []
         self._tmpfs = memory.ImageReader()
         self._tables: dict[bytes, Callable[[Unpacker], None]] = {
             b"mnts": self._appender(self._mounts, MountRecord.unpack, MOUNTS_MAX),
@@ -189,6 +196,7 @@ class _Loading:
             b"dent": self._appender(self._dentries, DentryRecord.unpack, DENTRIES_MAX),
             b"node": self._appender(self._nodes, NodeRecord.unpack, RECORDS_MAX),
             b"file": self._appender(self._handles, HandleRecord.unpack, RECORDS_MAX),
+            b"held": self._appender(self._held, HeldRecord.unpack, HELD_MAX),
             b"lock": self._appender(self._locks, LockRecord.unpack, RECORDS_MAX),
         }
 
@@ -203,7 +211,8 @@ class _Loading:
 
         return add
 
-    def run(self, reader: StateReader) -> None:
+    def run(self, reader: StateReader) -> dict[int, list[int]]:
+        """Returns the requests that wait on each ring."""
         for tag, content in reader.sections():
             self._take(tag, Unpacker(content))
         if self._session is None:
@@ -211,6 +220,10 @@ class _Loading:
         self._tmpfs.check()
         with self._server.vfs.lock:
             self._take_up(self._session)
+        held: dict[int, list[int]] = {}
+        for record in self._held:
+            held.setdefault(record.ring, []).append(record.head)
+        return held
 
     def _take(self, tag: bytes, data: Unpacker) -> None:
         if tag == b"data":

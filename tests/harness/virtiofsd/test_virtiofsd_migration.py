@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,7 +19,7 @@ from harness.vhost_user.frontend import Frontend
 from harness.vhost_user.fuse_client import ROOT, FuseClient
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-LINK, SETLK = 13, 32
+LINK, SETLK, SETLKW = 13, 32, 33
 LOCK_FLAGS = 1 << 1 | 1 << 10  # FUSE_POSIX_LOCKS, FUSE_FLOCK_LOCKS
 ENTRY = 128
 EAGAIN, EBADF, ESTALE = 11, 9, 116
@@ -33,9 +35,8 @@ class Guest:
         self.client = FuseClient(self.frontend, depth=4, timeout=60)
         self.client.init(flags=LOCK_FLAGS)
 
-    def stop(self) -> None:
-        for index in (0, 1):
-            self.frontend.stop(index)
+    def stop(self) -> list[int]:
+        return [self.frontend.stop(index) for index in (0, 1)]
 
     def save(self) -> tuple[bytes, bool]:
         """The state, and whether all of it could be saved. The rings are stopped before."""
@@ -43,11 +44,17 @@ class Guest:
             state = file.read()
         return state, self.frontend.check_state()
 
-    def go_on(self, frontend: Frontend) -> None:
-        """The same guest on another daemon."""
-        self.close()
-        self.frontend = frontend
-        self.client = FuseClient(frontend, depth=4, timeout=60)
+    def go_on(self, daemon: Daemon, state: bytes, bases: list[int]) -> None:
+        """With the same memory, and the rings in it, on another daemon."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        deadline = time.monotonic() + 60
+        while sock.connect_ex(str(daemon.socket_path)):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        self.frontend.attach(sock)
+        assert load(self.frontend, state)
+        for index, base in enumerate(bases):
+            self.frontend.resume(index, base)
 
     def close(self) -> None:
         self.client.close()
@@ -73,12 +80,11 @@ def load(frontend: Frontend, state: bytes) -> bool:
 def migrate(guest: Guest, target: Daemon) -> None:
     """As a VMM does: log, stop, save, load, go on; the source is left."""
     guest.frontend.start_log()
-    guest.stop()
+    bases = guest.stop()
     state, saved = guest.save()
     assert saved
-    frontend = connect(target)
-    assert load(frontend, state)
-    guest.go_on(frontend)
+    guest.frontend.stop_log()
+    guest.go_on(target, state, bases)
 
 
 @pytest.fixture
@@ -195,7 +201,7 @@ def test_a_deleted_file_aborts_and_the_source_serves_on_or_the_guest_gets_errors
         client.write(entry.nodeid, handle, 0, b"gone")
         client.unlink(ROOT, b"file")
         guest.frontend.start_log()
-        bases = [guest.frontend.stop(index) for index in (0, 1)]
+        bases = guest.stop()
         state, saved = guest.save()
         assert saved == expected
         if not saved:
@@ -208,9 +214,8 @@ def test_a_deleted_file_aborts_and_the_source_serves_on_or_the_guest_gets_errors
             assert daemon.end() == 0
             assert "/file: it has no name any more" in daemon.stderr
             continue
-        frontend = connect(target)
-        assert load(frontend, state)
-        guest.go_on(frontend)
+        guest.frontend.stop_log()
+        guest.go_on(target, state, bases)
         assert guest.client.getattr(kept.nodeid).size == 4
         with pytest.raises(OSError) as caught:
             guest.client.getattr(entry.nodeid)
@@ -231,7 +236,7 @@ def test_a_migration_that_is_given_up_leaves_the_source_as_it_was(
         guest.client.write(entry.nodeid, handle, 0, b"logged")
         guest.frontend.stop_log()
     # So does one whose reader goes away in the middle.
-    bases = [guest.frontend.stop(index) for index in (0, 1)]
+    bases = guest.stop()
     os.close(guest.frontend.transfer_state(wire.SAVE))
     assert not guest.frontend.check_state()
     for index, base in enumerate(bases):
@@ -245,22 +250,23 @@ def test_a_state_that_is_damaged_or_of_another_version_is_refused_and_the_daemon
 ) -> None:
     guest = Guest(start())
     entry, _ = guest.client.create(ROOT, b"file")
-    guest.stop()
+    bases = guest.stop()
     state, saved = guest.save()
     assert saved
-    target = start()
-    frontend = connect(target)
+    damaged, target = start(), start()
+    frontend = connect(damaged)
     older = state[:8] + struct.pack("<I", 0) + state[12:]
     for bad in (b"", b"nonsense" * 100, state[:-1], state[:100], state + b"x", older,
                 state[:60] + bytes([state[60] ^ 1]) + state[61:]):  # fmt: skip
         assert not load(frontend, bad)
     assert load(frontend, state)
-    guest.go_on(frontend)
+    frontend.close()
+    assert damaged.end() == 0
+    assert "of version 0, and only 1 is known" in damaged.stderr
+    assert "Traceback" not in damaged.stderr
+    guest.go_on(target, state, bases)
     assert guest.client.getattr(entry.nodeid).size == 0
     guest.close()
-    assert target.end() == 0
-    assert "of version 0, and only 1 is known" in target.stderr
-    assert "Traceback" not in target.stderr
 
 
 @contextmanager
@@ -309,6 +315,37 @@ def test_a_composed_tree_moves_with_the_content_of_its_tmpfses(tmp_path: Path) -
             assert lock(other, 2) == EAGAIN
         client.release(entry.nodeid, handle)
         assert lock(other, 2) == 0
+        guest.close()
+
+
+def test_a_lock_that_is_waited_for_is_waited_for_on_the_other_side(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        daemons = []
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+            daemons.append(stack.enter_context(composed(tmp_path / name, "type=tmpfs,dst=/tmp")))
+        guest = Guest(daemons[0])
+        client = guest.client
+        entry, mine = client.create(ROOT, b"file")
+        theirs = client.open(entry.nodeid, os.O_RDWR)
+
+        def words(fh: int, owner: int, kind: int = 1) -> bytes:
+            return struct.pack("<QQQQIIII", fh, owner, 0, 9, kind, 5, 0, 0)
+
+        assert client.request(SETLK, entry.nodeid, words(mine, 1))[0] == 0
+        waiting = client._slots[3]
+        client._submit(waiting, (SETLKW, entry.nodeid, words(theirs, 2)), 0)
+        client.queue.publish()
+        # What comes behind it on the ring is answered.
+        assert client.getattr(entry.nodeid).size == 0
+        migrate(guest, daemons[1])
+        assert client.request(SETLK, entry.nodeid, words(theirs, 3))[0] == EAGAIN
+        assert waiting.length < 0
+        client.release(entry.nodeid, mine)
+        while waiting.length < 0:
+            client._wait()
+            client._reap_all()
+        assert waiting.result(waiting.length) == (0, b"")
         guest.close()
 
 
