@@ -23,6 +23,7 @@ from vfs.errors import InvariantViolation
 
 if TYPE_CHECKING:
     from fsimpl.tmpfs.filesystem import TmpfsSuperblock
+    from vfs.inode import Inode
 
 _NUMBER_MAX: Final = (1 << 63) - 1
 _TYPES: Final = (
@@ -135,12 +136,12 @@ class TmpfsImage:
     ``room`` counts the pages of files that come from elsewhere.
     """
 
-    __slots__ = ("_undone", "blocks", "inodes", "ispace", "next_ino", "room", "root")
+    __slots__ = ("_before", "blocks", "inodes", "ispace", "next_ino", "room", "root")
 
     def __init__(self, room: int = 0) -> None:
         """``room`` is how many pages there may be; 0 for any number."""
         self.room = Limit(room)
-        self._undone: tuple[int, int] | None = None
+        self._before: _Before | None = None
         self.inodes: dict[int, InodeImage] = {}
         self.root = 0
         self.next_ino = 1
@@ -226,26 +227,24 @@ class TmpfsImage:
         """Make ``superblock`` what is described; every inode by its number, each with a reference
         that the caller receives. Needs the VFS lock; ``check`` comes first.
 
-        Mount points stay the dentries that they are, so they must be directories here, too; so do
-        device nodes that are the same. All else that was there is gone. Nothing that is left after
-        an error is of use: ``undo`` comes next.
+        Directories by the same name stay what they are, because something may be mounted on
+        them; so do device nodes and symbolic links that are the same. All else that was there is
+        gone. Nothing that is left after an error is of use: ``undo`` comes next.
 
         Raises: ENOSPC; ValueError (no directory where there is a mount point; larger limits).
         """
         filling = _Filling(self, superblock)
         filling.find_kept()
-        self._undone = superblock.blocks.maximum, superblock.ispace.maximum
+        self._before = _Before(superblock, filling.kept.values())
         return filling.fill()
 
     def undo(self, superblock: TmpfsSuperblock) -> None:
-        """``put`` or what came after it has failed: nothing is left but mount points, and what
-        leads to them. Needs the VFS lock.
+        """``put`` or what came after it has failed: nothing is left but what stayed, and that is as
+        it was. Needs the VFS lock.
         """
-        if self._undone is not None:
-            assert superblock.root is not None
-            _prune(superblock.root, _keep_mountpoints(superblock))
-            superblock.blocks.maximum, superblock.ispace.maximum = self._undone
-            self._undone = None
+        before, self._before = self._before, None
+        if before is not None:
+            before.restore(superblock)
 
 
 def _keep_mountpoints(superblock: TmpfsSuperblock) -> set[Dentry]:
@@ -310,7 +309,7 @@ class _Filling:
             self._require_space()
             self._link()
             for record in image.inodes.values():
-                self._set_attributes(record)
+                _set_attributes(self.made[record.ino], record)
         except BaseException:
             for inode in self.made.values():
                 inode.put()
@@ -334,7 +333,7 @@ class _Filling:
                 if new.is_dir:
                     self.kept[ino] = child
                     stack.append((child, new))
-                elif new.kind in _SPECIAL and old.rdev == new.rdev and old.nlink == links[ino] == 1:
+                elif _is_same(old, new) and old.nlink == links[ino] == 1:
                     self.kept[ino] = child
         for dentry in _keep_mountpoints(self.superblock) - set(self.kept.values()):
             raise ValueError(f"{dentry.name!r} leads to a mount here, and is no directory there")
@@ -413,23 +412,51 @@ class _Filling:
             elif ino != self.image.root and not links[ino]:
                 inode.nlink = 0
 
-    def _set_attributes(self, record: InodeImage) -> None:
-        inode = self.made[record.ino]
-        inode.ino = record.ino
-        inode.mode, inode.uid, inode.gid = record.mode, record.uid, record.gid
-        inode.rdev, inode.flags, inode.generation = record.rdev, record.flags, record.generation
-        inode.linkable = record.linkable
-        inode.atime_ns, inode.mtime_ns = record.atime_ns, record.mtime_ns
-        inode.ctime_ns, inode.btime_ns = record.ctime_ns, record.btime_ns
-        if record.kind == abi.S_IFREG:
-            inode.size = record.size
-        space = self.superblock.ispace
-        if inode.xattrs is not None:
-            space.give(inode.xattrs.space)
-            inode.xattrs = None
-        if record.xattrs:
-            space.take(sum(xattr_space(*pair) for pair in record.xattrs.items()))
-            inode.xattrs = SimpleXattrs()
-            for name, value in record.xattrs.items():
-                inode.xattrs.set(name, value, 0)
-        inode.changed()
+
+class _Before:
+    """What stays where an image is put, as it was."""
+
+    def __init__(self, superblock: TmpfsSuperblock, dentries: Iterable[Dentry]) -> None:
+        self._limits = superblock.blocks.maximum, superblock.ispace.maximum
+        self._next_ino = superblock.next_ino
+        self._stayed: list[tuple[Dentry, InodeImage]] = []
+        for dentry in dentries:
+            assert isinstance(dentry.inode, TmpfsInode)
+            self._stayed.append((dentry, InodeImage.of(dentry.inode)))
+
+    def restore(self, superblock: TmpfsSuperblock) -> None:
+        assert superblock.root is not None
+        _prune(superblock.root, {dentry for dentry, _ in self._stayed})
+        for dentry, record in self._stayed:
+            assert isinstance(dentry.inode, TmpfsInode)
+            _set_attributes(dentry.inode, record)
+        superblock.blocks.maximum, superblock.ispace.maximum = self._limits
+        superblock.next_ino = max(superblock.next_ino, self._next_ino)
+
+
+def _is_same(old: Inode, new: InodeImage) -> bool:
+    """Whether it is a device node or symbolic link like the other."""
+    if isinstance(old, TmpfsSymlink):
+        return old.target == new.target
+    return new.kind in _SPECIAL and old.rdev == new.rdev
+
+
+def _set_attributes(inode: TmpfsInode, record: InodeImage) -> None:
+    inode.ino = record.ino
+    inode.mode, inode.uid, inode.gid = record.mode, record.uid, record.gid
+    inode.rdev, inode.flags, inode.generation = record.rdev, record.flags, record.generation
+    inode.linkable = record.linkable
+    inode.atime_ns, inode.mtime_ns = record.atime_ns, record.mtime_ns
+    inode.ctime_ns, inode.btime_ns = record.ctime_ns, record.btime_ns
+    if record.kind == abi.S_IFREG:
+        inode.size = record.size
+    space = inode.superblock.ispace
+    if inode.xattrs is not None:
+        space.give(inode.xattrs.space)
+        inode.xattrs = None
+    if record.xattrs:
+        space.take(sum(xattr_space(*pair) for pair in record.xattrs.items()))
+        inode.xattrs = SimpleXattrs()
+        for name, value in record.xattrs.items():
+            inode.xattrs.set(name, value, 0)
+    inode.changed()

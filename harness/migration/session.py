@@ -306,8 +306,9 @@ class SessionReader:
         mount = self._mounts[number]
         if dentry.superblock is not mount.superblock:
             raise StateError("a file is on another mount than its directory")
-        # What has no name at all is in no other mount either.
-        if dentry.parent is not dentry and not dentry.is_descendant_of(mount.root):
+        # What never had a name is above and below nothing.
+        nowhere = dentry.is_root and not dentry.hashed
+        if not nowhere and not dentry.is_descendant_of(mount.root):
             raise StateError("a file is outside of the mount that it was found on")
         return mount
 

@@ -102,8 +102,8 @@ class ServerState(DeviceState):
     # Loading
 
     def load(self, fd: int) -> None:
-        """A session that there was ends. After an error there is none, and the tmpfses are empty
-        but for mount points; or, where the stream itself is wrong, everything is as it was.
+        """A session that there was ends. After an error there is none, and on the tmpfses is only
+        what both sides had; or, where the stream itself is wrong, all is as it was.
         """
         try:
             self.held = _Loading(self._server, self._options).run(StateReader(fd))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,10 @@ from fuse_session import Session
 from harness.fuse.server import FuseServer
 from harness.migration import MigrationOptions, ServerState
 from harness.migration.options import GUEST_ERROR
+from harness.migration.stream import MAGIC, VERSION
 
+HEADER = struct.Struct("<8sI")
+SECTION = struct.Struct("<4sI")
 DEFAULT = MigrationOptions()
 GUEST_ERRORS = MigrationOptions(on_error=GUEST_ERROR)
 
@@ -53,6 +57,22 @@ def resealed(state: bytes) -> bytes:
     """With the checksum that belongs to it."""
     body = state[:-40]
     return body + state[-40:-32] + hashlib.sha256(body).digest()
+
+
+def sections(state: bytes) -> Iterator[tuple[bytes, bytes]]:
+    at = HEADER.size
+    while at < len(state):
+        tag, size = SECTION.unpack_from(state, at)
+        at += SECTION.size
+        yield tag, state[at : at + size]
+        at += size
+
+
+def assembled(parts: list[tuple[bytes, bytes]]) -> bytes:
+    """A state of these sections, with its checksum."""
+    body = HEADER.pack(MAGIC, VERSION)
+    body += b"".join(SECTION.pack(tag, len(content)) + content for tag, content in parts)
+    return resealed(body + SECTION.pack(b"end ", 32) + bytes(32))
 
 
 def follow(client: Session, server: Session) -> None:

@@ -7,22 +7,30 @@ import os
 import random
 import stat
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from fuse_session import ROOT, Session
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from migration_support import GUEST_ERRORS, follow, load, resealed, save
+from migration_support import (
+    GUEST_ERRORS,
+    HEADER,
+    SECTION,
+    assembled,
+    follow,
+    load,
+    resealed,
+    save,
+    sections,
+)
 
 from fsimpl.tmpfs import TmpfsSuperblock
 from harness.fuse import abi
 from harness.fuse.server import FuseServer
 from harness.migration.stream import MAGIC, SECTION_MAX, VERSION
 
-HEADER = struct.Struct("<8sI")
-SECTION = struct.Struct("<4sI")
 ALPHABET = [0, 1, 2, 3, 0x7F, 0x80, 0xFE, 0xFF]
 
 
@@ -60,22 +68,6 @@ def two_mounts() -> Session:
     task.mkdir("/below")
     task.mount("none", "/below", "tmpfs", 0, "size=1m")
     return session
-
-
-def sections(state: bytes) -> Iterator[tuple[bytes, bytes]]:
-    at = HEADER.size
-    while at < len(state):
-        tag, size = SECTION.unpack_from(state, at)
-        at += SECTION.size
-        yield tag, state[at : at + size]
-        at += size
-
-
-def assembled(parts: list[tuple[bytes, bytes]]) -> bytes:
-    """A state of these sections, with its checksum."""
-    body = HEADER.pack(MAGIC, VERSION)
-    body += b"".join(SECTION.pack(tag, len(content)) + content for tag, content in parts)
-    return resealed(body + SECTION.pack(b"end ", 32) + bytes(32))
 
 
 def content_of(server: FuseServer) -> list[int]:

@@ -10,11 +10,21 @@ from pathlib import Path
 
 import pytest
 from fuse_session import ROOT, Session, expect
-from migration_support import GUEST_ERRORS, follow, load, save
+from migration_support import (
+    GUEST_ERRORS,
+    assembled,
+    follow,
+    load,
+    resealed,
+    save,
+    sections,
+)
 
 from harness.compose import Tree
 from harness.fuse import abi
 from harness.fuse.server import FuseServer
+from harness.migration.session import HandleRecord, LockRecord, NodeRecord
+from harness.migration.stream import Unpacker
 from harness.mountspec import parse_mount_spec
 from vfs.abi import MS_BIND, MS_RDONLY, MS_REMOUNT, S_IFCHR, makedev
 
@@ -144,6 +154,61 @@ def test_a_tmpfs_that_is_too_small_takes_nothing() -> None:
         with pytest.raises(OSError, match="too small here"):
             load(target.server, save(source.server))
         assert target.vfs.superblocks[-1].statfs().bfree
+
+
+def test_a_load_that_fails_late_leaves_what_was_there() -> None:
+    """Directories, device nodes and links with their attributes; and none of what came."""
+    with side(*SPECS, init=True) as source, side(*SPECS) as target:
+        source.setattr(ROOT, abi.FATTR_MODE, mode=0o700)
+        source.setattr(node(source, b"dev/null"), abi.FATTR_MODE, mode=0o600)
+        entry, opened = source.create(ROOT, b"new")
+        source.call("SETLK", entry.nodeid, abi.LK_IN.pack(opened.fh, 1, 0, 9, 1, 7, 0, 0), 0)
+        parts = list(sections(save(source.server)))[:-1]
+        # Two owners of one lock: the last thing to be found out.
+        second = LockRecord(opened.fh, 2, False, 1, 0, 9, 7).pack().data
+        parts = [(tag, body + second if tag == b"lock" else body) for tag, body in parts]
+        task = target.tree.task
+
+        def seen() -> list[object]:
+            paths = ("/", "/dev", "/dev/null", "/dev/fd", "/dev/pts", "/a/b", "/bound")
+            shown = [task.lstat(path) for path in paths]
+            return [(s.st_mode, s.st_uid, s.st_ino, s.st_nlink, s.st_mtime_ns) for s in shown]
+
+        before = seen(), sorted(task.listdir("/")), sorted(task.listdir("/dev"))
+        with pytest.raises(OSError, match="a lock cannot be had"):
+            load(target.server, assembled(parts))
+        target.vfs.check()
+        assert (seen(), sorted(task.listdir("/")), sorted(task.listdir("/dev"))) == before
+        load(target.server, save(source.server))
+        assert task.stat("/").st_mode & 0o777 == 0o700
+
+
+def test_what_is_above_a_bind_mount_is_not_reached_through_it() -> None:
+    """A forged state that has a node or an open file there."""
+    with side(*SPECS, init=True) as source, side(*SPECS) as target:
+        above = node(source, b"a/b")
+        entry, opened = source.create(above, b"secret")
+        bound = node(source, b"bound")
+        state = save(source.server)
+        records = {}
+        for tag, body in sections(state):
+            if tag == b"node":
+                data = Unpacker(body)
+                while data:
+                    record = NodeRecord.unpack(data)
+                    records[record.nodeid] = record
+        for nodeid in (above, entry.nodeid):
+            old = records[nodeid].pack().data
+            new = records[nodeid]._replace(mount=records[bound].mount).pack().data
+            assert state.count(old) == 1
+            with pytest.raises(OSError, match="outside of the mount"):
+                load(target.server, resealed(state.replace(old, new)))
+        old = HandleRecord(opened.fh, records[above].mount, records[entry.nodeid].dentry, 0o2, 0, 0,
+                           frozenset(), 0).pack().data  # fmt: skip
+        new = old[:8] + records[bound].mount.to_bytes(4, "little") + old[12:]
+        assert state.count(old) == 1
+        with pytest.raises(OSError, match="outside of the mount"):
+            load(target.server, resealed(state.replace(old, new)))
 
 
 def test_a_passthrough_in_the_tree_is_found_from_its_own_root(tmp_path: Path) -> None:
