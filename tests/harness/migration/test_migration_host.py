@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import resource
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from fuse_session import ROOT, Session, expect
 from migration_support import GUEST_ERRORS, load, move, resealed, save, sides
 
 from fsimpl.passthrough import oslib
-from harness.migration import MigrationOptions
+from harness.migration import MigrationOptions, ServerState
 from harness.migration.options import FILE_HANDLES
 
 NEEDS_HANDLES = pytest.mark.skipif(os.geteuid() != 0, reason="open_by_handle_at needs root")
@@ -226,6 +227,36 @@ def test_a_handle_of_a_file_outside_is_refused(share: Path) -> None:
                 load(target.server, forged)
             load(target.server, forged, GUEST_ERRORS)
             expect(errno.ESTALE, target.getattr, g)
+
+
+def test_what_cannot_be_written_back_ends_the_migration_and_not_its_preparation(
+    share: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    synced: list[str] = []
+
+    def fdatasync(fd: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with Session(source=share) as source:
+        walk(source, b"g")
+        (g,) = walk(source, b"g")
+        opened = source.open(g)
+        source.open(g, os.O_RDONLY)
+        monkeypatch.setattr(os, "fdatasync", fdatasync)
+        state = ServerState(source.server, MigrationOptions())
+        state.prepare()
+        deadline = time.monotonic() + 60
+        while "could not be written back yet" not in caplog.text:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        state.cancel()
+        assert synced == [str(share / "g")]
+        with pytest.raises(OSError, match="Input/output error"):
+            save(source.server)
+        monkeypatch.undo()
+        assert save(source.server)
+        assert source.write(opened.fh, 0, b"on") == 2
 
 
 @NEEDS_HANDLES

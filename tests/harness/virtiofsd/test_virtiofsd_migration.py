@@ -32,7 +32,7 @@ class Guest:
 
     def __init__(self, daemon: Daemon) -> None:
         self.frontend = connect(daemon)
-        self.client = FuseClient(self.frontend, depth=4, timeout=60)
+        self.client = FuseClient(self.frontend, depth=4, timeout=120)
         self.client.init(flags=LOCK_FLAGS)
 
     def stop(self) -> list[int]:
@@ -46,12 +46,7 @@ class Guest:
 
     def go_on(self, daemon: Daemon, state: bytes, bases: list[int]) -> None:
         """With the same memory, and the rings in it, on another daemon."""
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        deadline = time.monotonic() + 60
-        while sock.connect_ex(str(daemon.socket_path)):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        self.frontend.attach(sock)
+        self.frontend.attach(dial(daemon))
         assert load(self.frontend, state)
         for index, base in enumerate(bases):
             self.frontend.resume(index, base)
@@ -61,8 +56,17 @@ class Guest:
         self.frontend.close()
 
 
+def dial(daemon: Daemon) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    deadline = time.monotonic() + 120
+    while sock.connect_ex(str(daemon.socket_path)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return sock
+
+
 def connect(daemon: Daemon) -> Frontend:
-    frontend = Frontend.connect(daemon.socket_path, wait=60)
+    frontend = Frontend(dial(daemon), timeout=120)
     frontend.negotiate(extra=wire.F_DEVICE_STATE | wire.F_LOG_SHMFD)
     frontend.share_memory()
     return frontend
