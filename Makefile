@@ -5,8 +5,10 @@ PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest
 # Extra arguments for pytest: make test ARGS='-k rename -x'
 ARGS ?=
+# A newer Debian's virtiofsd, QEMU and kernel, for those who ask for it.
+export DENTRY_NEWER ?= $(CURDIR)/.cache/newer
 
-.PHONY: run test check lint bench fast fuzz clean setup guest-setup
+.PHONY: run test check lint bench bench-guest fast fuzz clean setup guest-setup newer
 
 run: guest-setup
 	@$(VENV)/bin/dentry demo
@@ -27,9 +29,14 @@ fast: setup
 fuzz: setup
 	$(PY) -m harness.fuzz all --inputs 1000000 $(ARGS)
 
-bench: guest-setup
+bench: guest-setup newer
 	$(PY) -m benchmarks $(ARGS)
+	$(PY) -m benchmarks.requests
 	$(PY) -m benchmarks.mounts
+
+bench-guest: setup newer
+	@sh .ci/setup-guest '$(PY)' fio
+	$(PY) -m benchmarks.guest $(ARGS)
 
 setup: $(VENV)/.installed
 
@@ -41,6 +48,9 @@ $(VENV)/.installed: pyproject.toml
 guest-setup: setup
 	@sh .ci/setup-guest '$(PY)'
 
+newer:
+	@sh .ci/setup-newer '$(DENTRY_NEWER)'
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -13,7 +13,7 @@ from rich.table import Table
 from benchmarks.daemons import Daemon, all_daemons
 from benchmarks.virtiofs import ROWS, Row, Session
 
-DEPTHS = (1, 32)
+DEPTHS = (1, 8, 32)
 
 
 def main() -> None:
@@ -22,31 +22,41 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=4000, help="requests per round")
     parser.add_argument("--only", default="", help="only rows whose name contains this")
     arguments = parser.parse_args()
-    console = Console(width=120)
+    console = Console(width=160)
     # /dev/shm is the kernel's tmpfs, so that the peers store where dentry's tmpfs does: in memory.
     with (
         tempfile.TemporaryDirectory(prefix="dentry-bench-", dir="/dev/shm") as directory,
         all_daemons(Path(directory)) as daemons,
     ):
         table = Table(title="requests per second and daemon CPU time, one client, one run")
-        table.add_column("request")
+        table.add_column("request", no_wrap=True)
         table.add_column("depth", justify="right")
         for daemon in daemons:
-            table.add_column(f"{daemon.name}\nreq/s", justify="right")
-            table.add_column("µs CPU", justify="right")
-        peer = daemons[-1] if len(daemons) == 3 else None
-        if peer is not None:
-            for daemon in daemons[:-1]:
-                kind = daemon.name.removeprefix("dentry ")
-                table.add_column(f"{kind}\nratio", justify="right", style="bold")
+            table.add_column(daemon.name.replace(" ", "\n"), justify="right")
+            table.add_column("µs\nCPU", justify="right")
+        ours = [daemon for daemon in daemons if daemon.name.startswith("dentry ")]
+        pairs = [(mine, peer) for peer in daemons if peer not in ours for mine in ours]
+        for mine, peer in pairs:
+            heading = f"{mine.name.removeprefix('dentry ')}\nto {peer.name.split()[0]}"
+            table.add_column(heading, justify="right", style="bold")
+        bulk: list[tuple[str, int, list[float]]] = []
         sessions = {daemon: Session(daemon.client) for daemon in daemons}
         for row in ROWS:
             if arguments.only.lower() in row.name.lower():
                 for depth in DEPTHS:
-                    _measure(row, depth, daemons, sessions, peer, arguments, table, console)
+                    spent = _measure(
+                        row, depth, daemons, sessions, pairs, arguments, table, console
+                    )
+                    if row.size >= 1 << 20:
+                        bulk.append((f"{row.name}, depth {depth}", row.size, spent))
         console.print(table)
-        if peer is None:
-            console.print("No C virtiofsd here (Debian: qemu-system-common), so no ratios.")
+        for name, size, spent in bulk:
+            rates = ", ".join(f"{cpu * 1000 / size:.3f}" for cpu in spent)
+            console.print(f"{name}: {rates} ns CPU a byte, in the order of the columns")
+        if not pairs:
+            console.print(
+                "No virtiofsd here (Debian: qemu-system-common; make newer), so no ratios."
+            )
 
 
 def _measure(
@@ -54,11 +64,12 @@ def _measure(
     depth: int,
     daemons: list[Daemon],
     sessions: dict[Daemon, Session],
-    peer: Daemon | None,
+    pairs: list[tuple[Daemon, Daemon]],
     arguments: argparse.Namespace,
     table: Table,
     console: Console,
-) -> None:
+) -> list[float]:
+    """Add the row to the table; returns the microseconds of CPU that each daemon spent."""
     rates: dict[Daemon, list[float]] = {daemon: [] for daemon in daemons}
     cpu: dict[Daemon, list[float]] = {daemon: [] for daemon in daemons}
     count = max(64, arguments.requests // row.weight) // depth * depth
@@ -70,15 +81,16 @@ def _measure(
                 rates[daemon].append(sent / seconds)
                 cpu[daemon].append((daemon.cpu_ns() - before) / sent / 1000)
     cells = [row.name, str(depth)]
-    for daemon in daemons:
+    spent = [statistics.median(cpu[daemon]) for daemon in daemons]
+    for daemon, microseconds in zip(daemons, spent, strict=True):
         cells.append(f"{statistics.median(rates[daemon]):,.0f}")
-        cells.append(f"{statistics.median(cpu[daemon]):.1f}")
-    if peer is not None:
-        for daemon in daemons[:-1]:
-            pairs = zip(rates[daemon], rates[peer], strict=True)
-            cells.append(f"{statistics.median(mine / theirs for mine, theirs in pairs):.2f}")
+        cells.append(f"{microseconds:.1f}")
+    for mine, peer in pairs:
+        ratios = map(float.__truediv__, rates[mine], rates[peer])
+        cells.append(f"{statistics.median(ratios):.2f}")
     table.add_row(*cells)
     console.print(" ".join(cells), style="dim")
+    return spent
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The daemons that are compared: dentry, and Debian's C virtiofsd where it is installed."""
+"""The daemons that are compared: dentry, and both virtiofsds where they can be had."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from benchmarks.rust_virtiofsd import rust_virtiofsd
 from harness.vhost_user.frontend import Frontend
 from harness.vhost_user.fuse_client import FuseClient
 
@@ -44,8 +45,13 @@ class Daemon:
         self.client = client
 
     def cpu_ns(self) -> int:
-        """CPU time of the daemon and of the children it made, in nanoseconds."""
-        return sum(_run_time(pid) for pid in _family(self.process.pid))
+        """``run_time`` of the daemon."""
+        return run_time(self.process.pid)
+
+
+def run_time(pid: int) -> int:
+    """CPU time of a process and of the children it made, in nanoseconds."""
+    return sum(_run_time(pid) for pid in _family(pid))
 
 
 def _family(pid: int) -> Iterator[int]:
@@ -73,7 +79,7 @@ def running(name: str, command: Sequence[str], path: str) -> Iterator[Daemon]:
         preexec_fn=lambda: os.sched_setaffinity(0, {daemon_cpu}),
     )
     with ExitStack() as stack:
-        stack.callback(_stop, process)
+        stack.callback(stop, process)
         os.sched_setaffinity(0, {client_cpu})
         try:
             frontend = Frontend.connect(path, memory_size=_MEMORY)
@@ -90,7 +96,8 @@ def running(name: str, command: Sequence[str], path: str) -> Iterator[Daemon]:
         yield Daemon(name, process, client)
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process, by SIGTERM first, and reap it."""
     process.terminate()
     try:
         process.communicate(timeout=5)
@@ -102,7 +109,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 @contextmanager
 def all_daemons(directory: Path) -> Iterator[list[Daemon]]:
     """dentry on a tmpfs of its own, dentry passing a directory below ``directory`` through, and the
-    C virtiofsd on another one there, each with a client.
+    virtiofsds on others there, each with a client.
     """
     with ExitStack() as stack:
         sockets = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dentry-bench-")))
@@ -117,6 +124,7 @@ def all_daemons(directory: Path) -> Iterator[list[Daemon]]:
         if C_VIRTIOFSD is not None:
             peer = [C_VIRTIOFSD, "--socket-path=PATH", "-o", f"source={theirs}"]
             places.append(("C virtiofsd", [*peer, "-o", "cache=auto,sandbox=chroot"]))
+        places += rust_virtiofsd(directory / "rust")
         daemons = []
         for number, (name, command) in enumerate(places):
             path = str(sockets / str(number))

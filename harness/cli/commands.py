@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import os
 import signal
 import sys
@@ -11,12 +10,14 @@ from collections.abc import Sequence
 from typing import Final
 
 from harness.cli.daemon import DaemonDied
-from harness.cli.options import Parser, Terminated, one_line
+from harness.cli.options import Parser, Terminated, one_line, version
 from harness.errors import UsageError
 from harness.fuse.host_mount import HostMountError
 from harness.guest.errors import GuestError, GuestUnavailable
 
-COMMANDS: Final = ("guest", "mount", "do", "serve", "virtiofsd", "device", "demo", "test")
+COMMANDS: Final = (
+    "guest", "mount", "do", "serve", "virtiofsd", "device", "shell", "mkext2", "demo", "test",
+)  # fmt: skip
 """Modules beside this one, in the order of `dentry --help`."""
 EXIT_USAGE: Final = 2
 EXIT_GUEST: Final = 125
@@ -32,7 +33,7 @@ def run(argv: Sequence[str] | None) -> int:
         # Started as `virtiofsd`, through a link, by something that knows virtiofsd only.
         words.insert(0, "virtiofsd")
     parser = Parser(prog="dentry", description="A Linux VFS in Python that real kernels mount.")
-    parser.add_argument("--version", action="version", version=f"dentry {_version()}")
+    parser.add_argument("--version", action="version", version=f"dentry {version()}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     # Imports are most of what a short command takes, so only those of the one that is wanted.
     for name in words[:1] if words[:1] and words[0] in COMMANDS else COMMANDS:
@@ -56,10 +57,3 @@ def run(argv: Sequence[str] | None) -> int:
         # Nobody reads our output any more; nor should the interpreter flush into it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _SIGNALLED + signal.SIGPIPE
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("dentry")
-    except importlib.metadata.PackageNotFoundError:
-        return "(not installed)"

@@ -4,7 +4,8 @@ To be read in this order. `errors` tells what can go wrong. `kernel` finds a ker
 modules, `cpio` writes archives, and `agent` is the program that runs in the guest, with the
 protocol it speaks; `initramfs` packs these into what the kernel unpacks. `kvm` chooses the
 accelerator and `qemu` makes the command line and runs it. `stream`, `writer` and `terminal` are
-the host's ends of the guest's ports; `guest` puts all of it together.
+the host's ends of the guest's ports; `guest` puts all of it together. `newer` finds another
+QEMU and kernel.
 
     with Guest(GuestConfig(Path("/run/dentry.sock"), tag="dentry")) as guest:
         status, stdout, stderr = guest.run("ls -l /")

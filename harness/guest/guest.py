@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -76,10 +76,12 @@ class GuestConfig:
     """A guest to boot. All but `filesystem` has a default that fits this machine.
 
     `filesystem` is the socket on which a vhost-user daemon listens, or our end's counterpart: a
-    connected socket, which the guest then owns. `memory` is in bytes; `options` are mount
-    options of the root; `boot_timeout` is in seconds, to the first command. With `console_log`
-    the guest kernel's console goes to that file, else it is kept only to explain errors.
-    `terminal` adds the /dev/hvc0 that `Guest.interact` needs.
+    connected socket, which the guest then owns. `memory` is in bytes; of several request
+    `queues` a guest before Linux 6.11 uses one; `options` are mount options of the root;
+    `boot_timeout` is in seconds, to the first command. With `console_log` the guest kernel's
+    console goes to that file, else it is kept only to explain errors. `terminal` adds the
+    /dev/hvc0 that `Guest.interact` needs. `files` are the host's that the initramfs holds, too,
+    at these relative paths; commands see it as /proc/1/root.
     """
 
     filesystem: Path | socket.socket
@@ -88,6 +90,7 @@ class GuestConfig:
     kernel: Path | None = None
     memory: int = 1 << 30
     cpus: int = 2
+    queues: int = 1
     qemu: Path | None = None
     accelerator: tuple[str, ...] | None = None
     terminal: bool = False
@@ -95,6 +98,7 @@ class GuestConfig:
     console_log: Path | None = None
     kernel_arguments: Sequence[str] = ()
     qemu_arguments: Sequence[str] = ()
+    files: Mapping[str, Path] = field(default_factory=dict)
 
 
 class Completed(NamedTuple):
@@ -284,7 +288,7 @@ class Guest:
             raise GuestUnavailable(f"a virtio-fs tag has at most {_TAG_MAX} bytes: {config.tag!r}")
         if isinstance(config.filesystem, Path):
             check_filesystem(config.filesystem)
-        archive = build_initramfs(kernel, config.tag, options=config.options)
+        archive = build_initramfs(kernel, config.tag, options=config.options, files=config.files)
         accelerator = config.accelerator or choose_accelerator(qemu)
         if config.console_log is not None:
             self._log_console_to(config.console_log)
@@ -314,6 +318,7 @@ class Guest:
                 terminal=terminal,
                 memory=config.memory,
                 cpus=config.cpus,
+                queues=config.queues,
                 kernel_arguments=(*KERNEL_ARGUMENTS, *config.kernel_arguments),
                 extra=config.qemu_arguments,
             )

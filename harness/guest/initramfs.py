@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Sequence
-from pathlib import Path
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from harness.guest.agent import APPLETS, INIT
@@ -27,12 +28,14 @@ def build_initramfs(
     options: Sequence[str] = (),
     modules: Sequence[str] = GUEST_MODULES,
     busybox: Path | None = None,
+    files: Mapping[str, Path] | None = None,
 ) -> bytes:
     """Return an initramfs that mounts virtio-fs `tag` with mount `options` as its root.
 
-    It is not compressed: with gzip the guest booted no sooner and no later.
+    `files` are put into it too, at their relative paths, with their modes. It is not compressed:
+    with gzip the guest booted no sooner and no later.
 
-    Raises: GuestUnavailable, if busybox or a module is missing.
+    Raises: GuestUnavailable, if busybox, a module or a file is missing.
     """
     archive = CpioWriter()
     for directory in _DIRECTORIES:
@@ -51,7 +54,28 @@ def build_initramfs(
     archive.file("etc/tag", os.fsencode(tag))
     archive.file("etc/options", ",".join(options or ("rw",)).encode())
     archive.file("init", INIT.encode(), 0o755)
+    made = {PurePosixPath(directory) for directory in (".", *_DIRECTORIES)}
+    for name, source in (files or {}).items():
+        for parent in reversed(PurePosixPath(name).parents):
+            if parent not in made:
+                archive.directory(str(parent))
+                made.add(parent)
+        archive.file(name, _read(source), stat.S_IMODE(source.stat().st_mode))
     return archive.finish()
+
+
+def program_files(program: str) -> dict[str, Path]:
+    """Return, for the `files` of an initramfs, a program of the host's with its libraries, all at
+    the paths that they have here.
+
+    Raises: GuestUnavailable, if there is no such program.
+    """
+    path = shutil.which(program)
+    if path is None:
+        raise GuestUnavailable(f"no {program}: install the Debian package that has it")
+    listing = subprocess.run(["ldd", path], capture_output=True, text=True, check=False).stdout
+    words = (path, *(word for word in listing.split() if word.startswith("/")))
+    return {word.lstrip("/"): Path(word) for word in words}
 
 
 def find_busybox() -> Path:
@@ -65,11 +89,15 @@ def find_busybox() -> Path:
     return Path(path)
 
 
-def _read_busybox(path: Path) -> bytes:
+def _read(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise GuestUnavailable(f"can't read {path}: {error.strerror}") from error
+
+
+def _read_busybox(path: Path) -> bytes:
+    data = _read(path)
     if _is_dynamic(data):
         raise GuestUnavailable(
             f"{path} is dynamically linked: install the Debian package busybox-static"

@@ -213,7 +213,8 @@ def _list(superblock: PassthroughSuperblock, directory: Dentry) -> list[tuple[by
     except OSError:
         return found
     try:
-        while entries := buffer.read(fd):
+        while chunk := buffer.read(fd):
+            entries = oslib.dirents(chunk, 0)
             found += [entry[:3] for entry in entries if entry[0] not in (b".", b"..")]
     except OSError:
         return found

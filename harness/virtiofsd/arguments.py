@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Final, NoReturn
 
-from harness.cli.options import Parser
+from harness.cli.options import Parser, version
 from harness.errors import UsageError
 from harness.virtiofsd.config import (
     CACHE_WORDS,
@@ -112,7 +112,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-readdirplus", dest="readdirplus", action="store_false",
         help="list names without attributes",
     )  # fmt: skip
-    add("--modcaps", metavar="LIST", default="", help="change the capabilities: +sys_admin:-chown")
+    add("--modcaps", metavar="LIST", help="change the capabilities: +sys_admin:-chown")
     add("--log-level", metavar="LEVEL", default="info", help=f"{', '.join(LOG_LEVELS)} [info]")
     add("--rlimit-nofile", metavar="N", help="descriptors to have; 0: as many as now")
     for kind in ("uid", "gid"):
@@ -131,6 +131,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for destination, off, on in _SWITCHES:
         add(on, dest=destination, action="store_true", default=destination == "announce_submounts")
         add(off, dest=destination, action="store_false")
+    add("-V", "--version", action="version", version=f"dentry {version()}")
     add("--daemonize", dest="daemonize", action="store_true", help="serve in the background")
     add("-f", dest="foreground", action="store_true", help="in the foreground [deprecated]")
     add("-d", dest="debug", action="store_true", help="--log-level debug, and -f [deprecated]")
@@ -147,6 +148,9 @@ def config_of(given: argparse.Namespace, *, activated: bool = False, euid: int =
         UsageError: the first one that is malformed, that another one excludes, or that is missing.
     """
     deprecated = _deprecated(given)
+    # Of the choices these may be written in capitals; -o and the others may not.
+    for name in ("cache", "sandbox", "log_level"):
+        setattr(given, name, getattr(given, name).lower())
     for line in given.compat or ():
         for option in line.split(","):
             _apply_compat(given, option)
@@ -178,7 +182,8 @@ def config_of(given: argparse.Namespace, *, activated: bool = False, euid: int =
         )
     handles = check_choice("--inode-file-handles", given.inode_file_handles, _HANDLES)
     handles = "prefer" if handles == "fallback" else handles
-    _check_modcaps(given.modcaps, handles)
+    if given.modcaps is not None:
+        _check_modcaps(given.modcaps, handles)
     if given.xattrmap is not None:
         check_xattrmap("--xattrmap", given.xattrmap)
     level = check_choice("--log-level", given.log_level, LOG_LEVELS)
@@ -208,7 +213,7 @@ def config_of(given: argparse.Namespace, *, activated: bool = False, euid: int =
         killpriv_v2=given.killpriv_v2,
         sandbox=given.sandbox,
         seccomp=check_choice("--seccomp", given.seccomp, _SECCOMP),
-        modcaps=given.modcaps,
+        modcaps=given.modcaps or "",
         rlimit_nofile=None if limit is None else check_number("--rlimit-nofile", limit, U64_MAX),
         uid_map=uid_map,
         gid_map=gid_map,
@@ -281,7 +286,7 @@ def _check_may_map(sandbox: str, euid: int) -> None:
 
 
 def _check_modcaps(modcaps: str, handles: str) -> None:
-    for change in modcaps.split(":") if modcaps else ():
+    for change in modcaps.split(":"):
         if len(change) < 2 or change[0] not in "+-":
             raise UsageError(f"--modcaps {modcaps}: write it as +sys_admin:-chown")
         if handles != "never" and change.lower() == "-dac_read_search":

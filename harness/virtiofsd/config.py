@@ -118,7 +118,8 @@ def check_tag(tag: str) -> str:
 
 def check_number(option: str, text: str, high: int) -> int:
     """Return the number that ``text`` is. Raises: UsageError if it is none from 0 to ``high``."""
-    number = int(text) if text.isascii() and text.isdigit() and len(text) <= 20 else -1
+    digits = text.removeprefix("+")
+    number = int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 20 else -1
     if not 0 <= number <= high:
         raise UsageError(f"{option} {text}: write a number from 0 to {high}")
     return number

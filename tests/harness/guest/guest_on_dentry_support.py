@@ -101,9 +101,10 @@ def booted(shared: Path, source: Path) -> Iterator[Guest]:
 
 
 @contextmanager
-def serving(path: Path, *mounts: str) -> Iterator[subprocess.Popen[str]]:
+def serving(path: Path, *mounts: str, queues: int = 1) -> Iterator[subprocess.Popen[str]]:
     """Run `dentry serve` at socket `path`, and check that it ends well and had nothing to say."""
     words = [sys.executable, "-m", "harness.cli", "serve", "--socket-path", str(path)]
+    words += ("--num-queues", str(queues))
     for spec in mounts:
         words += ("--mount", spec)
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as daemon:
@@ -112,13 +113,13 @@ def serving(path: Path, *mounts: str) -> Iterator[subprocess.Popen[str]]:
             yield daemon
         finally:
             daemon.terminate()
-            _, messages = daemon.communicate(timeout=20)
+            _, messages = daemon.communicate(timeout=60)
     assert (daemon.returncode, messages) == (0, "")
 
 
 def _wait_for(path: Path) -> None:
     """Return when something listens at `path`: a frontend that has nothing to say tries it."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         with socket.socket(socket.AF_UNIX) as frontend:
             if frontend.connect_ex(str(path)) == 0:

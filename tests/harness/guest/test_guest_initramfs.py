@@ -50,6 +50,21 @@ def test_it_holds_init_busybox_and_the_modules_in_order(tmp_path: Path) -> None:
 
 
 @needs_busybox
+def test_it_holds_the_files_it_is_given_with_their_modes(tmp_path: Path) -> None:
+    tree, script = tmp_path / "tree", tmp_path / "script"
+    tree.mkdir()
+    script.write_text("text")
+    script.chmod(0o751)
+    files = {"usr/local/bin/script": script, "lib/other": script}
+    unpack(build_initramfs(Kernel(tmp_path, "6.1.0", None), "tag", files=files), tree)
+    for name in files:
+        assert (tree / name).read_text() == "text"
+        assert (tree / name).stat().st_mode & 0o777 == 0o751
+    with pytest.raises(GuestUnavailable, match="missing"):
+        build_initramfs(Kernel(tmp_path, "6.1.0", None), "tag", files={"a": tmp_path / "missing"})
+
+
+@needs_busybox
 def test_busybox_has_every_applet_that_init_uses() -> None:
     listed = subprocess.run(["busybox", "--list"], capture_output=True, check=True, text=True)
     assert set(APPLETS) <= set(listed.stdout.split())

@@ -1,7 +1,8 @@
 """A Linux guest is migrated by QEMU, from one daemon to another.
 
 Not marked as a guest's test: CI, where those must not be skipped, has a QEMU before 8.2, which
-migrates no device with vhost-user state. DENTRY_QEMU names another, as words of a command line.
+migrates no device with vhost-user state. What `make newer` has fetched is used, or what DENTRY_QEMU
+names, as words of a command line.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from harness.guest.cpio import CpioWriter
 from harness.guest.initramfs import find_busybox
 from harness.guest.kernel import Kernel, find_kernel, module_files, read_module
 from harness.guest.kvm import TCG
+from harness.guest.newer import find_newer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -78,7 +80,11 @@ poweroff -f
 
 def qemu() -> list[str]:
     """The words that start a QEMU that can do it; skips where there is none."""
-    words = shlex.split(os.environ.get("DENTRY_QEMU", "qemu-system-x86_64"))
+    try:
+        default = str(find_newer().qemu)
+    except GuestUnavailable:
+        default = "qemu-system-x86_64"
+    words = shlex.split(os.environ.get("DENTRY_QEMU") or default)
     if shutil.which(words[0]) is None:
         pytest.skip(f"no {words[0]}")
     said = subprocess.run([*words, "--version"], capture_output=True, text=True, check=True).stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from dataclasses import fields
 from typing import Any
 
@@ -58,7 +59,11 @@ def test_two_options_are_enough_and_the_others_have_virtiofsds_defaults() -> Non
             ["--xattrmap=:map::user.virtiofs.:"],
             {"xattrmap": ":map::user.virtiofs.:", "xattr": True},
         ),
+        (["--thread-pool-size", "+04"], {"thread_pool_size": 4}),
         (["--sandbox", "chroot"], {"sandbox": "chroot"}),
+        (["--sandbox=CHROOT"], {"sandbox": "chroot"}),
+        (["--cache", "Metadata"], {"cache": "metadata"}),
+        (["--log-level=WARN"], {"log_level": "warn"}),
         (["--sandbox=none"], {"sandbox": "none"}),
         (["--seccomp", "log"], {"seccomp": "log"}),
         (["--readonly"], {"readonly": True}),
@@ -138,6 +143,14 @@ def test_foreground_wins_over_daemonize(word: str) -> None:
     assert not parsed("--daemonize", word).daemonize
 
 
+@pytest.mark.parametrize("word", ["--version", "-V"])
+def test_the_version_is_told_by_either_name(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["virtiofsd", word])
+    assert end.value.code == 0
+    assert capsys.readouterr().out.startswith("dentry ")
+
+
 def test_an_inherited_socket_needs_no_path() -> None:
     config = parse(["--fd=5", "--shared-dir", "D"])
     assert (config.fd, config.socket_path) == (5, None)
@@ -177,6 +190,7 @@ def test_a_users_id_maps_are_extents_with_any_separator() -> None:
         ([*BASE, "--tag", "x" * 37], "1 to 36 bytes"),
         ([*BASE, "--tag", "é" * 19], "1 to 36 bytes"),
         ([*BASE, "--thread-pool-size", "-1"], "--thread-pool-size -1"),
+        ([*BASE, "--thread-pool-size", "++1"], "--thread-pool-size"),
         ([*BASE, "--thread-pool-size", "many"], "--thread-pool-size many"),
         ([*BASE, "--rlimit-nofile", str(1 << 64)], "--rlimit-nofile"),
         ([*BASE, "--sandbox", "jail"], "namespace, chroot, none"),
@@ -186,6 +200,8 @@ def test_a_users_id_maps_are_extents_with_any_separator() -> None:
         ([*BASE, "--log-level", "warning"], "warn"),
         ([*BASE, "--modcaps", "sys_admin"], "--modcaps"),
         ([*BASE, "--modcaps=+a::-b"], "--modcaps"),
+        ([*BASE, "--modcaps="], "--modcaps"),
+        ([*BASE, "--seccomp", "KILL"], "kill, log, trap"),
         ([*BASE, "--modcaps=-dac_read_search"], "--inode-file-handles=never"),
         ([*BASE, "--xattrmap", "prefix"], "--xattrmap"),
         ([*BASE, "--xattrmap", ":wrong:all:a:b:"], "--xattrmap"),
@@ -249,7 +265,7 @@ WORDS = st.sampled_from(
 
 
 def asks_for_help(words: list[str]) -> bool:
-    return any(word.startswith(("-h", "--help", "-fh", "-dh", "-fdh")) for word in words)
+    return any(re.match("--(help|version)|-[fd]*[hV]", word) for word in words)
 
 
 @settings(deadline=None)

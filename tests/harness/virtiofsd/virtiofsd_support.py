@@ -6,7 +6,7 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,17 +28,21 @@ class Daemon:
 
     def end(self) -> int:
         """Wait for the end; return the status."""
-        _, self.stderr = self.process.communicate(timeout=30)
+        _, self.stderr = self.process.communicate(timeout=60)
         return self.process.returncode
 
 
 @contextmanager
 def running(
-    *words: str | Path, socket_path: Path = Path(), pass_fds: tuple[int, ...] = (), **keywords: Any
+    *words: str | Path,
+    socket_path: Path = Path(),
+    pass_fds: tuple[int, ...] = (),
+    command: Sequence[str | Path] = COMMAND,
+    **keywords: Any,
 ) -> Iterator[Daemon]:
     """Start a daemon with these words; kill it at the end, if it has not ended."""
     process = subprocess.Popen(
-        [*COMMAND, *words], stderr=subprocess.PIPE, text=True, pass_fds=pass_fds, **keywords
+        [*command, *words], stderr=subprocess.PIPE, text=True, pass_fds=pass_fds, **keywords
     )
     daemon = Daemon(process, socket_path)
     try:
@@ -47,7 +51,7 @@ def running(
         if process.poll() is None:
             process.kill()
         if not daemon.stderr:
-            process.communicate(timeout=30)
+            process.communicate(timeout=60)
 
 
 @contextmanager
@@ -63,11 +67,11 @@ def virtiofsd(directory: Path, *words: str, sandbox: tuple[str, ...] = OPEN) -> 
 @contextmanager
 def client_of(place: Path | socket.socket) -> Iterator[FuseClient]:
     """A session with a daemon, which sees the frontend go at the end."""
-    frontend = Frontend(place, timeout=20) if isinstance(place, socket.socket) else None
+    frontend = Frontend(place, timeout=60) if isinstance(place, socket.socket) else None
     with frontend or Frontend.connect(place) as frontend:  # type: ignore[arg-type]
         frontend.negotiate()
         frontend.share_memory()
-        client = FuseClient(frontend, depth=4, timeout=20)
+        client = FuseClient(frontend, depth=4, timeout=60)
         client.init()
         yield client
         client.close()
