@@ -151,8 +151,7 @@ class PageStore:
 
         Raises: ENOSPC.
         """
-        if self._promised is _NO_RANGES:
-            self._promised, self._cleared = PageRanges(), PageRanges()
+        self._own_ranges()
         first = offset >> PAGE_SHIFT
         end = offset + length + PAGE_MASK >> PAGE_SHIFT
         maximum = self.limit.maximum
@@ -179,6 +178,10 @@ class PageStore:
             self._promised.add(hole, hole_end)
         self.pages += needed
 
+    def _own_ranges(self) -> None:
+        if self._promised is _NO_RANGES:
+            self._promised, self._cleared = PageRanges(), PageRanges()
+
     def seek_data(self, offset: int) -> int | None:
         """The first byte of data at or after ``offset``, by whole pages; None if there is none."""
         run = self._next_run(offset >> PAGE_SHIFT, self._cleared)
@@ -192,6 +195,43 @@ class PageStore:
             page = run[1]
             run = self._next_run(page, self._cleared)
         return max(offset, page << PAGE_SHIFT)
+
+    def stored_runs(self) -> Iterator[tuple[int, int]]:
+        """The runs of pages with bytes, as (first, end), in order."""
+        run = self._next_stored_run(0)
+        while run is not None:
+            yield run
+            run = self._next_stored_run(run[1])
+
+    def promised_runs(self) -> Iterator[tuple[int, int, bool]]:
+        """The runs of pages without bytes, as (first, end, do they count as data), in order."""
+        for first, end in self._promised:
+            while first < end:
+                run = self._cleared.next_run(first)
+                if run is None or run[0] >= end:
+                    yield first, end, False
+                    break
+                if first < run[0]:
+                    yield first, run[0], False
+                yield *run, True
+                first = run[1]
+
+    def promise(self, first: int, end: int, cleared: bool) -> None:
+        """Charge the pages ``[first, end)``, none of which is there yet. Raises: ENOSPC."""
+        if not self.limit.take(end - first):
+            raise oserror(errno.ENOSPC)
+        self.pages += end - first
+        self._own_ranges()
+        self._promised.add(first, end)
+        if cleared:
+            self._cleared.add(first, end)
+
+    def charge_to(self, limit: Limit) -> None:
+        """Have ``limit`` count the pages from now on. Raises: ENOSPC."""
+        if not limit.take(self.pages):
+            raise oserror(errno.ENOSPC)
+        self.limit.give(self.pages)
+        self.limit = limit
 
     def free(self) -> None:
         """Give everything back (the inode is evicted)."""

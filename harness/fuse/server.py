@@ -120,7 +120,8 @@ class _Scattered:
         self._completion = completion
 
     def __call__(self, length: int) -> None:
-        scatter(self._bounce[:length], self._reply)
+        if length > 0:
+            scatter(self._bounce[:length], self._reply)
         self._completion(length)
 
 
@@ -178,13 +179,13 @@ class FuseServer:
         session starts. The client then learns at once what is mounted and unmounted; otherwise
         when its entries time out, or a node that it names is gone.
 
-    ``counts`` is the number of requests by opcode (0: unknown ones).
+    ``counts`` is the number of requests by opcode (0: unknown ones). ``root`` is what node 1 is.
     """
 
     __slots__ = (
-        "_bugs", "_cache", "_identities", "_root", "_rows", "_sessions", "_watching", "counts",
-        "default_permissions", "flags", "handles", "lock", "locks", "minor", "nodes", "notify",
-        "parking", "polls", "unique_inodes", "vfs", "wanted_flags",
+        "_bugs", "_cache", "_rows", "_sessions", "_watching", "counts", "default_permissions",
+        "flags", "handles", "identities", "lock", "locks", "minor", "nodes", "notify", "parking",
+        "polls", "root", "unique_inodes", "vfs", "wanted_flags",
     )  # fmt: skip
 
     def __init__(
@@ -204,7 +205,7 @@ class FuseServer:
         """Borrows ``root`` for its whole life; holds references in a session only."""
         self.vfs = vfs
         self.lock = vfs.lock
-        self._root = root
+        self.root = root
         self._cache = cache
         self.default_permissions = default_permissions
         self.unique_inodes = unique_inodes
@@ -228,7 +229,7 @@ class FuseServer:
         self._sessions = 0
         self._watching = False
         self._rows = _BEFORE_INIT
-        self._identities = Identities(default_permissions)
+        self.identities = Identities(default_permissions)
         self.parking = Parking(vfs.lock)
         self.polls: dict[tuple[int, FileDescription], PollWaiter] = {}
         self.handles = HandleTable()
@@ -315,6 +316,10 @@ class FuseServer:
         """Answer every request that waits, with EINTR."""
         self.parking.interrupt_all()
 
+    def withdraw(self) -> None:
+        """Give every request that waits back unanswered, to be sent again."""
+        self.parking.withdraw_all()
+
     def reset(self) -> None:
         """End the session: its requests, polls, locks, handles and nodes; every reference is given
         back. The next request must be INIT.
@@ -352,18 +357,39 @@ class FuseServer:
     def start_session(self, minor: int, flags: int) -> None:
         """INIT was agreed: begin with nothing but the root."""
         self.reset()
-        self.minor = minor
-        self.flags = flags
-        nodes = self.nodes
+        self._plant(self.nodes, flags, self._sessions)
+        self._open(minor, flags)
+
+    def _plant(self, nodes: NodeTable, flags: int, generation: int) -> None:
         nodes.submounts = bool(flags & abi.SUBMOUNTS)
         unique = self.unique_inodes
         nodes.unique_inodes = not nodes.submounts if unique is None else unique
-        nodes.plant(self._root, self._sessions)
-        self._sessions += 1
+        nodes.plant(self.root, generation)
+
+    def _open(self, minor: int, flags: int) -> None:
+        self.minor = minor
+        self.flags = flags
+        self._sessions = self.nodes.generation + 1
         self._rows = _rows(minor)
         if self.notify is not None:
             self.vfs.watch_mounts(self.invalidate_name)
             self._watching = True
+
+    def prepare_nodes(self, flags: int, generation: int) -> NodeTable:
+        """A table with a root, to be filled for ``resume_session``, or cleared."""
+        nodes = NodeTable(self._policy, self.nodes.emulate_devices)
+        self._plant(nodes, flags, generation)
+        return nodes
+
+    def resume_session(
+        self, minor: int, flags: int, nodes: NodeTable, handles: HandleTable
+    ) -> None:
+        """Go on with a session that was agreed with another server, in place of ours, which was
+        reset. Takes over both tables.
+        """
+        self.nodes = nodes
+        self.handles = handles
+        self._open(minor, flags)
 
     def invalidate_name(self, parent: Mount, mountpoint: Dentry) -> None:
         """Something was mounted there or unmounted: to the client, the name leads elsewhere now.
@@ -382,7 +408,7 @@ class FuseServer:
         """Whose request it is. Raises: EINVAL for broken extensions."""
         extensions = header[7] * 8
         if not extensions:
-            known = self._identities.plain.get((header[4], header[5]))
+            known = self.identities.plain.get((header[4], header[5]))
             if known is not None:
                 return known
         groups = _NO_GROUPS
@@ -390,7 +416,7 @@ class FuseServer:
             if extensions > len(body):
                 raise oserror(errno.EINVAL)
             groups = supplementary_groups(body[-extensions:])
-        return self._identities.of(header[4], header[5], header[6], groups)
+        return self.identities.of(header[4], header[5], header[6], groups)
 
     def security_contexts(self, header: Header, body: bytes) -> list[tuple[bytes, bytes]]:
         """The attributes that something new is to have. Raises: EINVAL for broken extensions."""
@@ -410,7 +436,7 @@ class FuseServer:
         may be told to ask no more (ENOSYS), which saves it a request before every write.
         """
         return has_no_xattrs(superblock) and all(
-            has_no_xattrs(mount.superblock) for mount in self._root.mount.tree()
+            has_no_xattrs(mount.superblock) for mount in self.root.mount.tree()
         )
 
     def unlocked(self, file: FileDescription, function: Callable[..., _R], *args: object) -> _R:

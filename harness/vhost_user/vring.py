@@ -19,7 +19,7 @@ from harness.virtio.memory import GuestError, GuestMemory
 from harness.virtio.packed import PackedQueue
 from harness.virtio.packed_inflight import PackedInflightQueue
 from harness.virtio.queue import SplitQueue, fence
-from harness.wire import BurstHandler, FuseHandler
+from harness.wire import WITHDRAWN, BurstHandler, FuseHandler
 
 LOG = logging.getLogger(__name__)
 
@@ -70,6 +70,9 @@ class Vring:
     and it is not broken. All methods are called on the serving thread. Owns `kick`, `call` and
     `err` (-1: none).
 
+    `held` are the heads of chains that were taken and given up unanswered (WITHDRAWN): whoever goes
+    on with the ring at the same place serves them first.
+
     What was not negotiated costs a request nothing: logging, inflight memory, packed rings and the
     thread pool have a loop of their own, which is chosen once for a burst.
     """
@@ -94,6 +97,7 @@ class Vring:
         "detached",
         "enabled",
         "err",
+        "held",
         "index",
         "kick",
         "log_address",
@@ -133,6 +137,7 @@ class Vring:
         self._log: DirtyLog | None = None
         self._keeps_ranges = False
         self._resubmitted: deque[int] = deque()
+        self.held: list[int] = []
         self.broken = False
         self.detached = False
         self.reset()
@@ -207,6 +212,11 @@ class Vring:
             else:
                 if inflight is not None:
                     self._resubmitted.extend(inflight.resume(queue))  # type: ignore[arg-type]
+                elif self.held and isinstance(queue, SplitQueue):
+                    # What was taken and is not used: otherwise it is another driver's ring by now.
+                    if (base - queue.used_idx) & 0xFFFF == len(self.held):
+                        self._resubmitted.extend(self.held)
+                    self.held = []
                 self._inflight = inflight
                 self._completion = Completion(self, queue, self._complete)
                 self.queue = queue
@@ -268,7 +278,7 @@ class Vring:
 
     def has_work(self) -> bool:
         """Whether a chain is available."""
-        return self.queue is not None and self.queue.has_avail()
+        return self.queue is not None and (self.queue.has_avail() or bool(self._resubmitted))
 
     def disable_kicks(self) -> None:
         """Ask the driver not to kick, for the ring is being watched."""
@@ -295,6 +305,7 @@ class Vring:
             self._pool is not None
             or self._log is not None
             or self._inflight is not None
+            or self._resubmitted
             or queue.__class__ is not SplitQueue
         ):
             return self._serve_with_care(queue)
@@ -421,9 +432,13 @@ class Vring:
             return
         completion.parked = False
         self.parked -= 1
-        self._give(completion.queue, completion.head, length, completion.ranges)
-        if completion.queue.must_signal():
-            self.signal()
+        if length == WITHDRAWN:
+            # It was another ring that stops: this one's request is served again.
+            (self._resubmitted if self.started else self.held).append(completion.head)
+        else:
+            self._give(completion.queue, completion.head, length, completion.ranges)
+            if completion.queue.must_signal():
+                self.signal()
         if not self.parked and self.on_drained is not None:
             drained, self.on_drained = self.on_drained, None
             drained()
