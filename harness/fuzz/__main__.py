@@ -18,11 +18,12 @@ from harness.fuzz.isolation import isolate
 from harness.progress import progress
 
 SHARES: Final = {
-    "fuse": (80, 500),
+    "fuse": (71, 500),
     "threads": (10, 500),
     "virtio": (10, 400),
     "vhost-user": (5, 60),
     "ext2": (3, 50),
+    "state": (1, 100),
 }
 """Of ``all``: percent of the inputs; and inputs in a case, by target."""
 

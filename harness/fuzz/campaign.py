@@ -36,6 +36,7 @@ def make_fuzzer(target: str, scratch: Path | None) -> Fuzzer:
     # Here, because each imports what only it needs.
     from harness.fuzz.ext2 import Ext2Fuzzer
     from harness.fuzz.fuse import FuseFuzzer
+    from harness.fuzz.state import StateFuzzer
     from harness.fuzz.threads import ThreadsFuzzer
     from harness.fuzz.vhost_user import VhostUserFuzzer
     from harness.fuzz.virtio import VirtioFuzzer
@@ -46,6 +47,7 @@ def make_fuzzer(target: str, scratch: Path | None) -> Fuzzer:
         "virtio": VirtioFuzzer,
         "vhost-user": VhostUserFuzzer,
         "ext2": Ext2Fuzzer,
+        "state": StateFuzzer,
     }
     return factories[target](scratch)
 

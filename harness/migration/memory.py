@@ -42,7 +42,7 @@ def inode_records(number: int, image: TmpfsImage) -> Iterator[Packer]:
         out.u8(inode.linkable)
         out.u64(inode.size)
         for time_ns in (inode.atime_ns, inode.mtime_ns, inode.ctime_ns, inode.btime_ns):
-            out.i64(time_ns)
+            out.time(time_ns)
         out.blob(inode.target)
         out.u64(inode.next_cookie)
         yield out
@@ -158,8 +158,8 @@ class ImageReader:
         inode.flags, inode.generation = data.u32(), data.u32()
         inode.linkable = bool(data.u8())
         inode.size = data.u64()
-        inode.atime_ns, inode.mtime_ns = data.i64(), data.i64()
-        inode.ctime_ns, inode.btime_ns = data.i64(), data.i64()
+        inode.atime_ns, inode.mtime_ns = data.time(), data.time()
+        inode.ctime_ns, inode.btime_ns = data.time(), data.time()
         inode.target = data.blob(abi.PATH_MAX)
         inode.next_cookie = data.u64()
 

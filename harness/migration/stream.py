@@ -26,7 +26,8 @@ _END: Final = b"end "
 _U8: Final = Struct("<B")
 _U32: Final = Struct("<I")
 _U64: Final = Struct("<Q")
-_I64: Final = Struct("<q")
+_TIME: Final = Struct("<qI")
+_NS: Final = 10**9
 
 
 class StateError(Exception):
@@ -50,8 +51,9 @@ class Packer:
     def u64(self, value: int) -> None:
         self.data += _U64.pack(value)
 
-    def i64(self, value: int) -> None:
-        self.data += _I64.pack(value)
+    def time(self, time_ns: int) -> None:
+        """Seconds and nanoseconds: what SETATTR can set does not fit in 64 bits of nanoseconds."""
+        self.data += _TIME.pack(*divmod(time_ns, _NS))
 
     def blob(self, value: bytes) -> None:
         self.data += _U32.pack(len(value))
@@ -87,8 +89,11 @@ class Unpacker:
     def u64(self) -> int:
         return int(_U64.unpack_from(self._data, self._take(8))[0])
 
-    def i64(self) -> int:
-        return int(_I64.unpack_from(self._data, self._take(8))[0])
+    def time(self) -> int:
+        seconds, nanoseconds = _TIME.unpack_from(self._data, self._take(_TIME.size))
+        if nanoseconds >= _NS:
+            raise StateError("a time of more than a second's nanoseconds")
+        return int(seconds * _NS + nanoseconds)
 
     def blob(self, limit: int) -> bytes:
         """A string of at most ``limit`` bytes."""

@@ -205,7 +205,7 @@ def test_more_than_a_tmpfs_may_hold_is_refused_while_it_is_read() -> None:
     root = struct.pack("<IQ", number, ino)
 
     def file(ino: int) -> bytes:
-        times = struct.pack("<qqqq", 0, 0, 0, 0)
+        times = struct.pack("<qIqIqIqI", *[0] * 8)
         fixed = struct.pack("<IQIIIIIIBQ", number, ino, 0o100644, 0, 0, 0, 0, 0, 0, 0)
         return fixed + times + struct.pack("<IQ", 0, 3)
 
