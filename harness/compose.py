@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterable, Sequence
 from errno import EACCES, EINVAL, EPERM, EROFS
 from typing import Final, Self
 
 from devtmpfs import install
+from fsimpl.ext2 import Ext2Type
 from fsimpl.passthrough import PassthroughType
 from fsimpl.proc import ProcType
 from fsimpl.tmpfs import TmpfsType
@@ -15,7 +17,7 @@ from harness.errors import UsageError
 from harness.mountspec import MountSpec
 from vfs import abi
 from vfs.credentials import Credentials
-from vfs.fs_context import FilesystemContext
+from vfs.fs_context import LOG_LENGTH, FilesystemContext
 from vfs.mount import VirtualDentry
 from vfs.virtual_filesystem import VirtualFilesystem
 
@@ -24,7 +26,11 @@ DEFAULT_ROOT: Final = MountSpec(
 )
 
 _BIND: Final = "bind"
-_NEEDS_SOURCE: Final = (_BIND, "passthrough")
+_NEEDS_SOURCE: Final = {
+    _BIND: "an absolute path in the tree",
+    "passthrough": "a host directory",
+    "ext2": "an image on the host",
+}
 
 
 class Tree:
@@ -52,6 +58,7 @@ class Tree:
         self.vfs.register(TmpfsType())
         self.vfs.register(PassthroughType(links))
         self.vfs.register(ProcType())
+        self.vfs.register(Ext2Type())
         self.devices = install(self.vfs)
         root = ordered[0]
         self._check(root)
@@ -133,8 +140,7 @@ class Tree:
             raise spec.error(f"no type '{spec.type}': there are {', '.join(names)}")
         if spec.type in _NEEDS_SOURCE:
             if spec.source is None:
-                where = "an absolute path in the tree" if spec.type == _BIND else "a host directory"
-                raise spec.error(f"type={spec.type} needs src=, {where}")
+                raise spec.error(f"type={spec.type} needs src=, {_NEEDS_SOURCE[spec.type]}")
         elif spec.source is not None:
             raise spec.error(f"type={spec.type} has no src; a host directory is type=passthrough")
         if spec.type == _BIND:
@@ -156,10 +162,27 @@ class Tree:
                         alone.parse_string(key, value)
                     except OSError:
                         return spec.error(f"'{key}': {spec.type} takes no {word} (see --help)")
+        if spec.type == "ext2":
+            return spec.error(f"{spec.source}: {self._why(spec) or error.strerror}")
         if spec.source is not None:
             hint = ": run as root" if error.errno in (EACCES, EPERM) else ""
             return spec.error(f"{spec.source}: {error.strerror}{hint}")
         return spec.error(error.strerror or str(error))
+
+    def _why(self, spec: MountSpec) -> str:
+        """What the filesystem says when it is mounted once more, "" if that is nothing."""
+        kind = self.vfs.filesystem_type(spec.type)
+        lock = self.vfs.lock if spec.destination == "/" else self.task.lock
+        with lock, FilesystemContext(self.vfs, kind, Credentials.root()) as context:
+            context.log = deque(maxlen=LOG_LENGTH)
+            try:
+                context.parse_string("source", _source(spec))
+                context.parse_monolithic(_data(spec))
+                context.get_tree().put()
+            except OSError:
+                pass
+            words = [os.fsdecode(line).split(None, 1)[1].strip() for line in context.log]
+        return "; ".join(word.removeprefix(f"{spec.type}: ") for word in words)
 
 
 def _root_first(specs: Iterable[MountSpec]) -> list[MountSpec]:
@@ -184,7 +207,7 @@ def _first_flags(spec: MountSpec) -> int:
 
 
 def _source(spec: MountSpec) -> bytes:
-    if spec.type != "passthrough":
+    if spec.type not in _NEEDS_SOURCE:
         return spec.type.encode()
     return os.fsencode(os.path.abspath(spec.source or ""))
 

@@ -82,7 +82,9 @@ def parse_mount_spec(text: str) -> MountSpec:
             options[key] = value
     kind = known.get("type")
     if kind is None:
-        raise _error(text, "no type: add type=tmpfs, type=passthrough, type=devtmpfs or type=bind")
+        raise _error(
+            text, "no type: add type=tmpfs, type=passthrough, type=ext2, type=devtmpfs or type=bind"
+        )
     return MountSpec(
         text=text,
         type=kind,

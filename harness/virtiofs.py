@@ -31,8 +31,10 @@ _CONFIG: Final = struct.Struct("<36sI")
 """struct virtio_fs_config: tag, number of request queues (section 5.11.4)."""
 
 
-def listen(path: str | os.PathLike[str]) -> socket.socket:
-    """A Unix stream socket listening at `path`, accessible to its owner only.
+def listen(
+    path: str | os.PathLike[str], kind: socket.SocketKind = socket.SOCK_STREAM
+) -> socket.socket:
+    """A Unix socket of the type `kind` listening at `path`, accessible to its owner only.
 
     A socket file that nobody listens on any more is replaced.
 
@@ -41,13 +43,13 @@ def listen(path: str | os.PathLike[str]) -> socket.socket:
             bind(2) and listen(2) otherwise.
     """
     path = os.fspath(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener = socket.socket(socket.AF_UNIX, kind)
     umask = os.umask(0o077)
     try:
         try:
             listener.bind(path)
         except OSError as error:
-            if error.errno != EADDRINUSE or not _is_stale(path):
+            if error.errno != EADDRINUSE or not _is_stale(path, kind):
                 raise
             os.unlink(path)
             listener.bind(path)
@@ -60,8 +62,8 @@ def listen(path: str | os.PathLike[str]) -> socket.socket:
     return listener
 
 
-def _is_stale(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+def _is_stale(path: str, kind: socket.SocketKind) -> bool:
+    with socket.socket(socket.AF_UNIX, kind) as probe:
         # A daemon with a full backlog would have us wait, and is as alive as one that answers.
         probe.setblocking(False)
         try:

@@ -8,10 +8,25 @@ sides can name the seam without naming each other.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from contextlib import AbstractContextManager
+from typing import Any, Final, Protocol, runtime_checkable
 
 PENDING: Final = -1
 """What `FuseHandler.handle` returns for a request that it will complete later."""
+
+
+class Recurring(list[memoryview]):
+    """The segments of a request that may come again: this very object, with the same reply.
+
+    `frame` is None at first, and the handler's to keep what it has found out about the two. It must
+    not refer to this object: a cycle would keep guest memory mapped.
+    """
+
+    __slots__ = ("frame",)
+
+    def __init__(self, segments: Sequence[memoryview]) -> None:
+        super().__init__(segments)
+        self.frame: Any = None
 
 
 class FuseHandler(Protocol):
@@ -49,4 +64,20 @@ class FuseHandler(Protocol):
 
         The client is gone. Completions that still arrive are dropped by the transport.
         """
+        ...
+
+
+@runtime_checkable
+class BurstHandler(FuseHandler, Protocol):
+    """A handler that serves under one lock, which costs less if it is taken once for a burst."""
+
+    lock: AbstractContextManager[object]
+
+    def handle_locked(
+        self,
+        request: Sequence[memoryview],
+        reply: Sequence[memoryview],
+        completion: Callable[[int], None],
+    ) -> int:
+        """`handle`, for one who holds `lock`, and no more than once."""
         ...

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import devtmpfs
+from fsimpl.ext2 import Ext2Type
 from fsimpl.passthrough import PassthroughType
 from fsimpl.tmpfs import TmpfsType
 from harness.guest.errors import GuestUnavailable
@@ -17,6 +21,18 @@ from vfs import Credentials, VirtualFilesystem
 from vfs.task import Task
 
 MakeTask = Callable[..., Task]
+
+# On a busy machine data are made slowly, too.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
+
+if sys.dont_write_bytecode:
+    # Where Python may leave nothing in the sources it would compile them in every process that a
+    # test starts, which is most of what that takes.
+    sys.dont_write_bytecode = False
+    sys.pycache_prefix = str(Path(__file__).parents[1] / ".pytest_cache" / "bytecode")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -62,7 +78,7 @@ def vfs() -> Iterator[VirtualFilesystem]:
     At the end of the test all invariants are checked and every reference must have come back.
     """
     filesystem = VirtualFilesystem(tracing=True)
-    for fstype in (TmpfsType(), PassthroughType()):
+    for fstype in (TmpfsType(), PassthroughType(), Ext2Type()):
         filesystem.register(fstype)
     devtmpfs.install(filesystem)
     yield filesystem

@@ -212,6 +212,12 @@ class Inode:
         """A new regular file (``mode`` with type bits, umask applied, set-id rules applied)."""
         raise oserror(errno.EACCES)
 
+    def atomic_open(self, name: bytes, mode: int, flags: int, cred: Credentials) -> Inode:
+        """As ``create``, by one who opens the file next, with the open(2) ``flags``. Linux's makes
+        the description, too; here ``open`` does, with what this has kept for it.
+        """
+        return self.create(name, mode, cred)
+
     def mkdir(self, name: bytes, mode: int, cred: Credentials) -> Inode:
         raise oserror(errno.EPERM)
 

@@ -14,7 +14,7 @@ from vfs.errors import InvariantViolation, WouldBlock, oserror
 from vfs.wait import WaitQueue
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Iterator
 
     from vfs.inode import Inode
 
@@ -86,6 +86,10 @@ class LockManager:
     def __len__(self) -> int:
         """How many inodes are locked or waited for."""
         return len(self._inodes)
+
+    def items(self) -> Iterator[tuple[Inode, FileLocks]]:
+        """What is locked or waited for."""
+        return iter(self._inodes.items())
 
     def _of(self, inode: Inode) -> FileLocks:
         locks = self._inodes.get(inode)

@@ -52,16 +52,25 @@ def step(parent: Dentry, name: bytes) -> Dentry | None:
                 return None
             return child.get() if child.count else superblock.vfs.dcache.hold(child)
         assert parent.inode is not None
-        dcache = superblock.vfs.dcache
-        dcache.hold(child)
+        if child.count:
+            child.get()
+        else:
+            superblock.vfs.dcache.hold(child)
         try:
-            if parent.inode.revalidate(child):
-                return None if inode is None else child.get()
+            holds = parent.inode.revalidate(child)
+        except BaseException:
+            child.put()
+            raise
+        if holds and inode is not None:
+            return child
+        try:
+            if holds:
+                return None
             _invalidate(child)
         finally:
             child.put()
     directory = parent.inode
-    if directory is None or not directory.is_dir:
+    if directory is None or directory.mode & abi.S_IFMT != abi.S_IFDIR:
         raise oserror(errno.ENOTDIR)
     if len(name) > abi.NAME_MAX:
         raise oserror(errno.ENAMETOOLONG)

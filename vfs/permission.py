@@ -39,8 +39,14 @@ def generic_permission(inode: Inode, cred: Credentials, mask: int) -> None:
         granted = mode >> 3
     else:
         granted = mode
-    if not mask & ~granted & 7:
-        return
+    if mask & ~granted & 7:
+        capability_permission(mode, cred, mask)
+
+
+def capability_permission(mode: int, cred: Credentials, mask: int) -> None:
+    """What capabilities still allow where a ``mode`` or an ACL has denied: the second half of
+    ``generic_permission``. Raises: EACCES.
+    """
     if mode & abi.S_IFMT == abi.S_IFDIR:
         if cred.caps & _DAC_OVERRIDE_BIT:
             return
@@ -61,8 +67,7 @@ def inode_permission(inode: Inode, cred: Credentials, mask: int) -> None:
     (immutable), EACCES.
     """
     if mask & abi.W_OK:
-        kind = inode.mode & abi.S_IFMT
-        if inode.superblock.flags & abi.MS_RDONLY and kind in (
+        if inode.superblock.flags & abi.MS_RDONLY and inode.mode & abi.S_IFMT in (
             abi.S_IFREG,
             abi.S_IFDIR,
             abi.S_IFLNK,

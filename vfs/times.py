@@ -17,11 +17,12 @@ _NO_ATIME = abi.MS_NOATIME | abi.MS_RDONLY
 def touch_atime(mount: Mount, inode: Inode) -> None:
     """Note an access, as the mount's noatime, nodiratime and relatime say."""
     flags = mount.flags
-    if (flags | mount.superblock.flags) & _NO_ATIME or inode.host_managed:
+    superblock = mount.superblock
+    if (flags | superblock.flags) & _NO_ATIME or inode.host_managed:
         return
     if inode.flags & abi.FS_NOATIME_FL or (flags & abi.MS_NODIRATIME and inode.is_dir):
         return
-    now = inode.superblock.vfs.clock.now_ns()
+    now = superblock.vfs.clock.now_ns()
     atime = inode.atime_ns
     if (
         flags & abi.MS_RELATIME

@@ -6,7 +6,8 @@ and what can be done through it, or the file handle to get one by; ``descriptors
 ``xattrmap`` and ``idmap`` translate names of attributes and ids, ``policy`` is what transports are
 told, ``options`` reads all of it from the mount; ``xattrs`` and ``casefold`` apply it. ``ioctls``
 are those that the host is asked. ``file`` and ``directory`` are what is open, ``inode`` has the
-inode's operations; ``filesystem`` is the type and its superblock.
+inode's operations. ``allowlist``, ``owner_rules`` and ``dynamic`` are about paths, which the inodes
+of ``placed`` know. ``filesystem`` is the type and its superblock.
 
 What keeps a task inside: the VFS walks every path itself, one component at a time, so the host is
 only ever asked for one name in one directory, by descriptor, with symlinks not followed. ``..``

@@ -64,7 +64,7 @@ def _list(directory: HostHandle, budget: DescriptorBudget) -> list[bytes]:
         buffer = oslib.DirentBuffer()
         names: list[bytes] = []
         while chunk := buffer.read(fd):
-            names += [entry[0] for entry in chunk]
+            names += [entry[0] for entry in oslib.dirents(chunk, 0)]
         return names
     finally:
         os.close(fd)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, ParamSpec
 
 from fsimpl.passthrough import oslib
-from fsimpl.passthrough.handle import HostHandle, open_link
+from fsimpl.passthrough.handle import PROMPT_DATA, HostHandle, open_link
 from vfs import abi
 from vfs.errors import oserror
 
@@ -98,8 +98,11 @@ class DescriptorBudget:
             return
         self.ceiling = _descriptor_ceiling()
         self.newest = self._lowest_free()
-        if self.newest >= self.ceiling and not self._reclaim():
-            raise oserror(errno.ENFILE)
+        # What is given up may have a number from above the ceiling, which leaves no room below it.
+        while self.newest >= self.ceiling:
+            if not self._reclaim():
+                raise oserror(errno.ENFILE)
+            self.newest = self._lowest_free()
 
     def _lowest_free(self) -> int:
         """The descriptor that the kernel would give out now: closed files do not tell ``newest``.
@@ -130,6 +133,18 @@ class DescriptorBudget:
 
     def open(self, handle: HostHandle, flags: int) -> int:
         """``handle.open(flags)``, below the ceiling. Raises: ENFILE."""
+        fd = handle.fd
+        if fd >= 0 and self.newest < self.ceiling:
+            # The common case without the calls that it takes to be ready for the others.
+            handle.used = True
+            try:
+                fd = os.open(b"%d" % fd, flags | PROMPT_DATA, dir_fd=self.links)
+            except OSError:
+                pass
+            else:
+                if fd < self.ceiling:
+                    return fd
+                os.close(fd)
         with handle.pinned():
             while True:
                 fd = self.make(handle.open, flags)

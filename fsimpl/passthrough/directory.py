@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 class PassthroughDirectory(FileDescription):
     """An open directory. A cookie is the host's ``d_off``, so it is as stable as it is there.
 
-    ``chunk`` is what the last getdents64(2) gave, and ``index`` how far the reader came in it: one
-    who takes a few entries at a time goes on there. It is never longer than one buffer.
+    ``place`` is what the last getdents64(2) gave, never longer than one buffer, and where in it,
+    by cookie and offset, the reader stood before the last entry and after it: one who takes a few
+    entries at a time goes on there. They are unpacked as they are taken.
     """
 
-    __slots__ = ("buffer", "chunk", "fd", "index")
+    __slots__ = ("buffer", "fd", "place")
     inode: PassthroughInode
 
     def __init__(
@@ -35,50 +36,44 @@ class PassthroughDirectory(FileDescription):
         super().__init__(mount, dentry, flags, cred)
         self.fd = fd
         self.buffer: oslib.DirentBuffer | None = None
-        self.chunk: list[DirectoryEntry] = []
-        self.index = 0
+        self.place = b"", 0, 0, 0, 0
 
     def iterate(self, cookie: int) -> Iterator[DirectoryEntry]:
         """Raises (on the way): EINVAL for a cookie that the host cannot seek to."""
-        index = self._resume(cookie)
-        chunk = self.chunk
-        if index == len(chunk):
-            index, chunk = 0, self._fill(cookie)
+        chunk, position = self._resume(cookie)
+        if position == len(chunk):
+            chunk, position = self._fill(cookie), 0
+        # What lies above the shared directory is not for those inside.
+        top = self.inode.ino if self.dentry.is_root else None
         while chunk:
-            while index < len(chunk):
-                entry = chunk[index]
-                index += 1
-                self.index = index
-                yield entry
-            index, chunk = 0, self._fill(chunk[-1][3])
+            for name, ino, kind, following, end in oslib.dirents(chunk, position):
+                self.place = chunk, cookie, position, following, end
+                cookie, position = following, end
+                if top is not None and name == b"..":
+                    ino = top
+                yield name, ino, kind, cookie
+            chunk, position = self._fill(cookie), 0
 
-    def _resume(self, cookie: int) -> int:
-        """Where in the chunk ``cookie`` stands, or its end. A reader comes back with the cookie of
-        the last entry it was given, or, if that one did not fit, of the one before.
+    def _resume(self, cookie: int) -> tuple[bytes, int]:
+        """The chunk and where in it ``cookie`` stands, or its end. A reader comes back with the
+        cookie of the last entry it was given, or, if that one did not fit, of the one before.
         """
-        chunk = self.chunk
-        if cookie:
-            for index in (self.index, self.index - 1):
-                if 0 < index <= len(chunk) and chunk[index - 1][3] == cookie:
-                    return index
-        return len(chunk)
+        chunk, before, position, after, end = self.place
+        if cookie and cookie == after:
+            return chunk, end
+        if cookie and cookie == before:
+            return chunk, position
+        return b"", 0
 
-    def _fill(self, cookie: int) -> list[DirectoryEntry]:
+    def _fill(self, cookie: int) -> bytes:
         if self.buffer is None:
             self.buffer = oslib.DirentBuffer()
         try:
             os.lseek(self.fd, cookie, abi.SEEK_SET)
         except OverflowError:
             # No cookie of ours: past the end of any directory.
-            return []
-        chunk = self.buffer.read(self.fd)
-        if self.dentry.is_root:
-            # What lies above the shared directory is not for those inside.
-            ino = self.inode.ino
-            chunk = [(n, ino if n == b".." else i, kind, at) for n, i, kind, at in chunk]
-        self.chunk = chunk
-        self.index = 0
-        return chunk
+            return b""
+        return self.buffer.read(self.fd)
 
     def fsync(self, datasync: bool) -> None:
         if datasync:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Self
 
 from fsimpl.passthrough import oslib
 from vfs import abi
@@ -14,6 +12,12 @@ from vfs.errors import oserror
 
 if TYPE_CHECKING:
     from fsimpl.passthrough.descriptors import DescriptorBudget, MountAnchor
+
+
+# Reading never waits: there are regular files that read like a pipe (/proc/kmsg), and get EAGAIN at
+# their end.
+_DATA: Final = abi.O_CLOEXEC | abi.O_NOCTTY
+PROMPT_DATA: Final = _DATA | abi.O_NONBLOCK
 
 
 class HostHandle:
@@ -27,10 +31,12 @@ class HostHandle:
     not asked for yet; b"": there is none) brings another on the mount that ``anchor`` holds open.
     ``descriptor`` is how to get at it. One may be given up whenever another is made, but for those
     of handles that are ``pinned``. ``mount`` tells which host mount the file is on; ``used`` says
-    that it was used of late.
+    that it was used of late, ``fruitful`` that the last new name looked up in it was there.
     """
 
-    __slots__ = ("anchor", "budget", "fd", "file_handle", "is_dir", "mount", "pins", "used")
+    __slots__ = (
+        "anchor", "budget", "fd", "file_handle", "fruitful", "is_dir", "mount", "pins", "used",
+    )  # fmt: skip
 
     def __init__(self, fd: int, mount: bytes, budget: DescriptorBudget, is_dir: bool) -> None:
         """Takes over ``fd``."""
@@ -42,6 +48,7 @@ class HostHandle:
         self.anchor: MountAnchor | None = None
         self.pins = 0
         self.used = False
+        self.fruitful = False
 
     def descriptor(self) -> int:
         """The descriptor, until the next one is made. Raises: ESTALE, ENFILE."""
@@ -51,15 +58,17 @@ class HostHandle:
         self.used = True
         return fd
 
-    @contextmanager
-    def pinned(self) -> Iterator[int]:
+    def pinned(self) -> Self:
         """For ``with``: ``descriptor()``, which stays for as long. Raises: ESTALE, ENFILE."""
+        return self
+
+    def __enter__(self) -> int:
         fd = self.descriptor()
         self.pins += 1
-        try:
-            yield fd
-        finally:
-            self.pins -= 1
+        return fd
+
+    def __exit__(self, *exc: object) -> None:
+        self.pins -= 1
 
     def is_file(self, directory: int, name: bytes) -> bool:
         """Whether ``name`` is this very file, where its number alone could be another's by now."""
@@ -77,13 +86,12 @@ class HostHandle:
     def open(self, flags: int) -> int:
         """A descriptor for data. ``flags`` are open(2)'s; the process's own rights decide.
 
-        Reading it never waits: there are regular files that read like a pipe (/proc/kmsg), and get
-        EAGAIN at their end. Opening it waits for a lease to be broken, as open(2) does.
+        Reading it never waits. Opening it waits for a lease to be broken, as open(2) does.
         """
-        flags |= abi.O_CLOEXEC | abi.O_NOCTTY
+        flags |= _DATA
         link, links = self._link(), self.budget.links
         try:
-            return open_link(link, flags | abi.O_NONBLOCK, links)
+            return open_link(link, flags | PROMPT_DATA, links)
         except BlockingIOError:
             fd = open_link(link, flags, links)
         os.set_blocking(fd, False)
@@ -114,6 +122,9 @@ class HostHandle:
 
     def getxattr(self, name: bytes) -> bytes:
         return oslib.getxattrat(self.budget.links, self._link(), name)
+
+    def lacks_xattr(self, name: bytes) -> bool:
+        return oslib.lacks_xattr(self.budget.links, self._link(), name)
 
     def setxattr(self, name: bytes, value: bytes, flags: int) -> None:
         oslib.setxattrat(self.budget.links, self._link(), name, value, flags)

@@ -12,6 +12,12 @@ import struct
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from fsimpl.passthrough import oslib
+from fsimpl.passthrough.dynamic import (
+    FS_IOC_SETPATHXATTR,
+    FS_IOC_SETPERMISSION,
+    set_path_xattr,
+    set_permission,
+)
 from vfs import abi
 from vfs.credentials import CAP_LINUX_IMMUTABLE
 from vfs.errors import oserror
@@ -73,6 +79,12 @@ def host_ioctl(file: Open, command: int, argument: Argument) -> bytes:
         return _enable_verity(file, argument)
     if command == FS_IOC_MEASURE_VERITY:
         return _measure_verity(file, argument)
+    paths = file.inode.superblock.paths
+    if paths is not None:
+        if command == FS_IOC_SETPERMISSION and paths.owners.room:
+            return set_permission(file, argument)
+        if command == FS_IOC_SETPATHXATTR and paths.xattrs.room:
+            return set_path_xattr(file, argument)
     raise oserror(errno.ENOTTY)
 
 

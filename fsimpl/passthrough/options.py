@@ -6,6 +6,7 @@ import re
 from typing import Final
 
 from fsimpl.passthrough.idmap import IdMap, IdTable, parse_extents
+from fsimpl.passthrough.owner_rules import OwnerRule, parse_owner_rules
 from fsimpl.passthrough.policy import CACHE_WORDS, SECOND_NS, ExportPolicy, policy_of
 from fsimpl.passthrough.xattrmap import REWRITE_SECURITY, XattrMap
 from vfs.fs_context import FilesystemContext, Parameter
@@ -38,6 +39,7 @@ _FLAGS: Final = {
     "nosecurity_label": ("security_label", False),
     "security_ctx": ("security_label", True),
     "nosecurity_ctx": ("security_label", False),
+    "allowlist": ("allowlist", True),
     "rewrite_security_xattrs": ("rewrite_security_xattrs", True),
     "ascii_casefold": ("ascii_casefold", True),
     "writeback": ("writeback", True),
@@ -66,9 +68,10 @@ class PassthroughOptions:
     """
 
     __slots__ = (
-        "allow_direct_io", "allow_mmap", "announce_submounts", "ascii_casefold", "cache", "gid",
-        "gid_extents", "gid_rules", "inode_file_handles", "killpriv_v2", "negative_ns",
-        "posix_acl", "preserve_noatime", "privileged_quota_uids", "readdirplus",
+        "allow_direct_io", "allow_mmap", "allowlist", "announce_submounts", "ascii_casefold",
+        "cache", "gid", "gid_extents", "gid_rules", "inode_file_handles", "killpriv_v2",
+        "max_dynamic_perm", "max_dynamic_xattr", "negative_ns", "only", "owner_rules", "posix_acl",
+        "preserve_noatime", "privileged_quota_uids", "readdirplus",
         "rewrite_security_xattrs", "security_label", "shown", "timeout_ns", "uid", "uid_extents",
         "uid_rules", "writeback", "xattr", "xattrmap",
     )  # fmt: skip
@@ -76,6 +79,7 @@ class PassthroughOptions:
     def __init__(self) -> None:
         self.allow_direct_io: bool | None = None
         self.allow_mmap: bool | None = None
+        self.allowlist = False
         self.announce_submounts: bool | None = None
         self.ascii_casefold = False
         self.cache: str | None = None
@@ -84,7 +88,11 @@ class PassthroughOptions:
         self.gid_rules: IdTable | None = None
         self.inode_file_handles: str | None = None
         self.killpriv_v2: bool | None = None
+        self.max_dynamic_perm = 0
+        self.max_dynamic_xattr = 0
         self.negative_ns = 0
+        self.only: bytes | None = None
+        self.owner_rules: tuple[OwnerRule, ...] = ()
         self.posix_acl: bool | None = None
         self.preserve_noatime: bool | None = None
         self.privileged_quota_uids: frozenset[int] = frozenset()
@@ -167,8 +175,13 @@ class PassthroughOptions:
                 raise bad_value(context, parameter)
             self.privileged_quota_uids = frozenset(map(int, words))
         elif key in ("max_dynamic_perm", "max_dynamic_xattr"):
-            if parse_u32(context, parameter):
-                raise ValueError("permissions that the client sets are not supported: only 0")
+            setattr(self, key, parse_u32(context, parameter))
+        elif key == "only":
+            self.only = parse_string(context, parameter).encode("utf-8", "surrogateescape")
+            if b"/" in self.only or self.only in (b"", b".", b".."):
+                raise ValueError("name one file of the directory")
+        elif key == "ugid_map":
+            self.owner_rules = parse_owner_rules(parse_string(context, parameter))
         else:
             return False
         return True
@@ -204,6 +217,8 @@ class PassthroughOptions:
             raise context.invalfc("translate_uid/gid and uidmap/gidmap exclude each other")
         if rules and self.posix_acl:
             raise context.invalfc("translate_uid/gid and posix_acl exclude each other")
+        if self.only is not None and self.allowlist:
+            raise context.invalfc("only and allowlist exclude each other")
         if self.ascii_casefold and self.negative_ns:
             raise context.invalfc("ascii_casefold and negative_timeout exclude each other")
 
@@ -255,8 +270,15 @@ class PassthroughOptions:
             killpriv_v2=self.killpriv_v2,
             announce_submounts=self.announce_submounts,
             posix_acl=False if self.acl_refused else self.posix_acl,
-            security_label=self.security_label,
+            # Client and host have labels of their own then.
+            security_label=self.security_label and not self.max_dynamic_xattr,
         )
+
+    @property
+    def speaks_of_paths(self) -> bool:
+        """Whether inodes have to know their path."""
+        dynamic = self.max_dynamic_perm or self.max_dynamic_xattr
+        return bool(self.allowlist or self.only or self.owner_rules or dynamic)
 
     def show(self) -> str:
         """As mountinfo shows them."""

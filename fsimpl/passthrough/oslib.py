@@ -11,9 +11,10 @@ import errno
 import os
 import platform
 import struct
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from ctypes import c_char_p, c_int, c_int64, c_long, c_size_t, c_uint, c_void_p
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from vfs import abi
 from vfs.errors import oserror
@@ -40,8 +41,10 @@ def _function(name: str, *argtypes: Any) -> Any:
 
 
 # Left without argtypes on purpose: what it is given needs no conversion, and without the check a
-# call costs 0.4 µs less (1.5 against 1.9 µs, of a LOOKUP's whole cost).
-statx: Final[Any] = ctypes.CDLL(None, use_errno=True).statx
+# call costs 0.4 µs less (1.4 against 1.8 µs, of a LOOKUP's whole cost); errno costs 0.1 µs more. So
+# who wants to know why it failed asks again, by ``StatBuffer``.
+statx: Final[Any] = ctypes.CDLL(None).statx
+_statx_errno: Final[Any] = ctypes.CDLL(None, use_errno=True).statx
 _syscall: Final[Any] = ctypes.CDLL(None, use_errno=True).syscall
 _syscall.restype = c_long
 _fchmodat = _function("fchmodat", c_int, c_char_p, c_uint, c_int)
@@ -57,9 +60,10 @@ _ioctl = _function("ioctl", c_int, ctypes.c_ulong, c_void_p)
 _syncfs = _function("syncfs", c_int)
 _getdents64 = _function("getdents64", c_int, c_void_p, c_size_t)
 _getdents64.restype = c_long
-_setfsuid = _function("setfsuid", c_uint)
+# They know no errors; as ``statx``.
+_setfsuid: Final[Any] = ctypes.CDLL(None).setfsuid
 _setfsuid.restype = c_uint
-_setfsgid = _function("setfsgid", c_uint)
+_setfsgid: Final[Any] = ctypes.CDLL(None).setfsgid
 _setfsgid.restype = c_uint
 _prctl = _function("prctl", c_int, c_long, c_long, c_long, c_long)
 _capget = _function("capget", c_char_p, c_void_p)
@@ -101,8 +105,18 @@ class StatBuffer:
     def of(self, fd: int) -> bytes:
         """The attributes of what ``fd`` stands for, as the first STATX_SIZE bytes of the struct."""
         if statx(fd, b"", abi.AT_EMPTY_PATH, STATX_WANTED, self.pointer):
-            call(statx, fd, b"", abi.AT_EMPTY_PATH, STATX_WANTED, self.pointer)
+            call(_statx_errno, fd, b"", abi.AT_EMPTY_PATH, STATX_WANTED, self.pointer)
         return self.view.raw
+
+    def find(self, directory: int, name: bytes) -> bool:
+        """Whether there is ``name``; ``view`` has its attributes then, a symlink's its own."""
+        while _statx_errno(directory, name, abi.AT_SYMLINK_NOFOLLOW, STATX_WANTED, self.pointer):
+            number = ctypes.get_errno()
+            if number == errno.ENOENT:
+                return False
+            if number != errno.EINTR:
+                raise oserror(number, name)
+        return True
 
 
 # Names
@@ -194,22 +208,46 @@ def utimensat(directory: int, name: bytes, atime: tuple[int, int], mtime: tuple[
     call(_utimensat, directory, name, _TIMES.pack(*atime, *mtime), 0)
 
 
-# Extended attributes. The *xattrat calls are of Linux 6.13; before it /proc must be mounted.
+# Extended attributes of what ``directory/name``, followed, leads to; ``directory`` is
+# /proc/self/fd, wherever that is mounted. The *xattrat calls are of Linux 6.13.
 
 _XATTR_ARGS: Final = struct.Struct("=QII")
 _XATTR_ARGS_SIZE: Final = c_size_t(_XATTR_ARGS.size)
 _syscall(_SYS_LISTXATTRAT, -1, b".", 0, None, c_size_t(0))
 HAS_XATTRAT: Final = ctypes.get_errno() != errno.ENOSYS
+_PROC_SELF_FD: Final = b"/proc/self/fd"
+_WORKING_DIRECTORY: Final = threading.Lock()
+_Result = TypeVar("_Result")
 
 
-def _proc_path(name: bytes) -> bytes:
-    return b"/proc/self/fd/" + name
+def _by_path(directory: int, name: bytes, function: Callable[[bytes], _Result]) -> _Result:
+    """``function`` of a path to ``directory/name``, for calls that take nothing else.
+
+    Where /proc is in sight that is one below it. In a sandbox, which has no other use for it, the
+    working directory is moved: it belongs to all threads.
+    """
+    found = os.fstat(directory)
+    try:
+        # Who shares a directory may have put something of that name there.
+        visible = os.path.samestat(os.stat(_PROC_SELF_FD), found)
+    except OSError:
+        visible = False
+    if visible:
+        return function(_PROC_SELF_FD + b"/" + name)
+    with _WORKING_DIRECTORY:
+        before = os.open(".", abi.O_PATH | abi.O_DIRECTORY | abi.O_CLOEXEC)
+        try:
+            os.fchdir(directory)
+            return function(name)
+        finally:
+            os.fchdir(before)
+            os.close(before)
 
 
 def getxattrat(directory: int, name: bytes, attribute: bytes) -> bytes:
     """Raises: ENODATA, EOPNOTSUPP."""
     if not HAS_XATTRAT:
-        return os.getxattr(_proc_path(name), attribute)
+        return _by_path(directory, name, lambda path: os.getxattr(path, attribute))
     size = 4096
     while True:
         buffer = ctypes.create_string_buffer(size)
@@ -226,10 +264,27 @@ def getxattrat(directory: int, name: bytes, attribute: bytes) -> bytes:
             return buffer.raw[:count]
 
 
+_ASK_SIZE: Final = _XATTR_ARGS.pack(0, 0, 0)
+
+
+def lacks_xattr(directory: int, name: bytes, attribute: bytes) -> bool:
+    """Whether there is no such ``attribute``, for sure: where it is not supported there may be
+    something else like it.
+    """
+    if not HAS_XATTRAT:
+        try:
+            _by_path(directory, name, lambda path: os.getxattr(path, attribute))
+        except OSError as error:
+            return error.errno == errno.ENODATA
+        return False
+    count = _syscall(_SYS_GETXATTRAT, directory, name, 0, attribute, _ASK_SIZE, _XATTR_ARGS_SIZE)
+    return count < 0 and ctypes.get_errno() == errno.ENODATA
+
+
 def setxattrat(directory: int, name: bytes, attribute: bytes, value: bytes, flags: int) -> None:
     """Raises: EEXIST, ENODATA, ENOSPC, EOPNOTSUPP."""
     if not HAS_XATTRAT:
-        os.setxattr(_proc_path(name), attribute, value, flags)
+        _by_path(directory, name, lambda path: os.setxattr(path, attribute, value, flags))
         return
     buffer = ctypes.create_string_buffer(value, len(value) or 1)
     args = _XATTR_ARGS.pack(ctypes.addressof(buffer), len(value), flags)
@@ -239,14 +294,14 @@ def setxattrat(directory: int, name: bytes, attribute: bytes, value: bytes, flag
 def removexattrat(directory: int, name: bytes, attribute: bytes) -> None:
     """Raises: ENODATA, EOPNOTSUPP."""
     if not HAS_XATTRAT:
-        os.removexattr(_proc_path(name), attribute)
+        _by_path(directory, name, lambda path: os.removexattr(path, attribute))
         return
     call(_syscall, _SYS_REMOVEXATTRAT, directory, name, 0, attribute)
 
 
 def listxattrat(directory: int, name: bytes) -> list[bytes]:
     if not HAS_XATTRAT:
-        return [os.fsencode(attribute) for attribute in os.listxattr(_proc_path(name))]
+        return [os.fsencode(attribute) for attribute in _by_path(directory, name, os.listxattr)]
     buffer = ctypes.create_string_buffer(abi.XATTR_LIST_MAX)
     count = call(
         _syscall, _SYS_LISTXATTRAT, directory, name, 0, buffer, c_size_t(abi.XATTR_LIST_MAX)
@@ -294,19 +349,23 @@ class DirentBuffer:
     def __init__(self) -> None:
         self.data = ctypes.create_string_buffer(self.SIZE)
 
-    def read(self, fd: int) -> list[tuple[bytes, int, int, int]]:
-        """The next entries as (name, inode number, DT_*, d_off); empty at the end."""
-        count = call(_getdents64, fd, self.data, self.SIZE)
-        data = ctypes.string_at(self.data, count)
-        entries: list[tuple[bytes, int, int, int]] = []
-        position = 0
-        while position < count:
-            ino, cookie, length, kind = _DIRENT.unpack_from(data, position)
-            start = position + _DIRENT.size
-            name = data[start : data.index(b"\0", start)]
-            entries.append((name, ino, kind, cookie))
-            position += length
-        return entries
+    def read(self, fd: int) -> bytes:
+        """The next entries (struct linux_dirent64), for ``dirents``; empty at the end."""
+        return ctypes.string_at(self.data, call(_getdents64, fd, self.data, self.SIZE))
+
+
+def dirents(data: bytes, position: int) -> Iterator[tuple[bytes, int, int, int, int]]:
+    """The entries in ``data`` from ``position`` on: (name, inode number, DT_*, d_off, where the
+    next one begins).
+    """
+    unpack, size = _DIRENT.unpack_from, _DIRENT.size
+    end = len(data)
+    while position < end:
+        ino, cookie, length, kind = unpack(data, position)
+        start = position + size
+        name = data[start : data.index(b"\0", start)]
+        position += length
+        yield name, ino, kind, cookie, position
 
 
 # Identity of the calling thread

@@ -10,8 +10,9 @@ Pages that fallocate(2) promised are charged without any bytes: they are ranges 
 on Linux such a page counts in st_blocks, and SEEK_DATA takes it for a hole until it is written, or
 allocated a second time (``shmem_get_folio`` clears it then, and with that it is data).
 
-No ``memoryview`` of a window outlives the statement that makes it: a ``bytearray`` that has
-exported its buffer cannot be resized.
+A ``bytearray`` that has exported its buffer cannot be resized, so no ``memoryview`` of a window
+outlives the statement that makes it, but for those of full windows, which are kept: they save a
+4 KiB READ 0.2 of 1.9 us. They go before the window shrinks.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ WINDOW_MASK: Final = WINDOW_SIZE - 1
 WINDOW_PAGES: Final = WINDOW_SIZE >> PAGE_SHIFT
 _WINDOW_PAGE_SHIFT: Final = WINDOW_SHIFT - PAGE_SHIFT
 _LAST_PAGE: Final = 1 << 64 - PAGE_SHIFT
+# What a store has of promised pages until fallocate(2) promises the first: one for all of them.
+_NO_RANGES: Final = PageRanges()
 _ZEROS: Final = memoryview(bytes(WINDOW_SIZE))
 
 Pages = dict[int, bytearray]
@@ -48,15 +51,16 @@ class PageStore:
     lies beyond it is zero (``truncate`` sees to that), and callers clamp their reads.
     """
 
-    __slots__ = ("_cleared", "_promised", "_windows", "limit", "pages")
+    __slots__ = ("_cleared", "_full", "_promised", "_windows", "limit", "pages")
 
     def __init__(self, limit: Limit) -> None:
         self.limit = limit
         self.pages = 0
         # Window number -> Window, never an empty one. Sorted when somebody first asks for an order.
         self._windows: dict[int, Window] | SortedDict = {}
-        self._promised = PageRanges()  # charged, no bytes
-        self._cleared = PageRanges()  # those of _promised that count as data
+        self._full: dict[int, memoryview] = {}  # window number -> all of a window of WINDOW_SIZE
+        self._promised = _NO_RANGES  # charged, no bytes
+        self._cleared = _NO_RANGES  # those of _promised that count as data
 
     def read(self, buffer: memoryview, offset: int) -> None:
         """Fill ``buffer`` from ``offset``; holes read as zeros."""
@@ -64,9 +68,17 @@ class PageStore:
         length = len(buffer)
         end = at + length
         if end <= WINDOW_SIZE:
-            window = self._windows.get(offset >> WINDOW_SHIFT)
+            index = offset >> WINDOW_SHIFT
+            full = self._full
+            if index in full:
+                buffer[:] = full[index][at:end]
+                return
+            window = self._windows.get(index)
             if window.__class__ is bytearray and end <= len(window):
-                buffer[:] = memoryview(window)[at:end]
+                view = memoryview(window)
+                if len(window) == WINDOW_SIZE:
+                    full[index] = view
+                buffer[:] = view[at:end]
             else:
                 _read_window(window, at, buffer)
             return
@@ -93,6 +105,10 @@ class PageStore:
         at = offset & WINDOW_MASK
         length = len(buffer)
         index = offset >> WINDOW_SHIFT
+        full = self._full
+        if index in full and at + length <= WINDOW_SIZE:
+            full[index][at : at + length] = buffer
+            return length
         windows = self._windows
         done = 0
         while done < length:
@@ -100,7 +116,10 @@ class PageStore:
             piece = buffer if count == length else buffer[done : done + count]
             window = windows.get(index)
             if window.__class__ is bytearray and at + count <= len(window):
-                memoryview(window)[at : at + count] = piece
+                view = memoryview(window)
+                if len(window) == WINDOW_SIZE:
+                    full[index] = view
+                view[at : at + count] = piece
                 done += count
             else:
                 stored = self._write_window(index, window, at, piece)
@@ -132,6 +151,8 @@ class PageStore:
 
         Raises: ENOSPC.
         """
+        if self._promised is _NO_RANGES:
+            self._promised, self._cleared = PageRanges(), PageRanges()
         first = offset >> PAGE_SHIFT
         end = offset + length + PAGE_MASK >> PAGE_SHIFT
         maximum = self.limit.maximum
@@ -174,11 +195,13 @@ class PageStore:
 
     def free(self) -> None:
         """Give everything back (the inode is evicted)."""
+        if not self.pages:
+            return
         self.limit.give(self.pages)
         self.pages = 0
         self._windows.clear()
-        self._promised = PageRanges()
-        self._cleared = PageRanges()
+        self._full.clear()
+        self._promised = self._cleared = _NO_RANGES
 
     def check(self) -> None:
         """Raises InvariantViolation: pages that differ from the account, a malformed window."""
@@ -195,6 +218,9 @@ class PageStore:
             ):
                 raise InvariantViolation(f"window {index} has the pages {sorted(window)}")
             stored += len(window)
+        for index, view in self._full.items():
+            if view.obj is not self._windows.get(index) or len(view) != WINDOW_SIZE:
+                raise InvariantViolation(f"the view of window {index} is not of all of it")
         promised = sum(end - first for first, end in self._promised)
         if stored + promised != self.pages:
             raise InvariantViolation(
@@ -315,6 +341,9 @@ class PageStore:
                 have = len(window) >> PAGE_SHIFT
                 if low >= have:
                     continue
+                view = self._full.pop(index, None)
+                if view is not None:
+                    view.release()
                 if high >= have:
                     freed += have - low
                     del window[low << PAGE_SHIFT :]

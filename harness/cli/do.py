@@ -10,8 +10,8 @@ from typing import Final
 
 from harness.cli.options import add_logging, add_mounts, configure_logging, parse_mounts
 from harness.container.command import Command
+from harness.container.errors import EXIT_OURS, tell
 from harness.container.init import InitOptions
-from harness.container.linux import EXIT_OURS, tell
 from harness.container.monitor import ContainerOptions, run_container
 from harness.container.tree import TreeOptions
 from harness.container.user_namespace import choose_identity

@@ -11,6 +11,7 @@ from typing import Final
 from harness.cli.daemon import ForkedDaemon
 from harness.cli.guest_tree import busybox_tree, host_tree
 from harness.cli.options import (
+    add_control,
     add_logging,
     add_mounts,
     configure_logging,
@@ -53,6 +54,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--tag", default="dentry", metavar="T", help="(default: dentry)")
     parser.add_argument("--console-log", type=Path, metavar="F", help="the guest kernel's console")
+    add_control(parser)
     add_logging(parser)
     parser.add_argument("command", nargs="*", metavar="COMMAND", help=argparse.SUPPRESS)
     parser.set_defaults(run=run)
@@ -72,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.root is not None:
         build = partial(host_tree, arguments.root, mounts)
     interactive = all(os.isatty(fd) for fd in (0, 1, 2))
-    with terminable(), ForkedDaemon(build) as daemon:
+    with terminable(), ForkedDaemon(build, arguments.control) as daemon:
         config = GuestConfig(
             filesystem=daemon.socket,
             tag=arguments.tag,

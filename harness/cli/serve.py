@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import socket
-import stat
-from contextlib import suppress
-from errno import EADDRINUSE, ENOENT
 from typing import Final
 
 from harness.cli.options import (
+    add_control,
     add_logging,
     add_mounts,
     configure_logging,
@@ -20,9 +17,11 @@ from harness.cli.options import (
     shared_directory,
 )
 from harness.compose import Tree
+from harness.control.server import controlled
 from harness.errors import UsageError
 from harness.fuse.server import FuseServer
-from harness.virtiofs import VirtioFsDevice, listen
+from harness.socket_file import SocketFile
+from harness.virtiofs import VirtioFsDevice
 
 _FD_MAX: Final = (1 << 31) - 1
 
@@ -53,6 +52,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="N",
         help="request queues offered (default: 1); a guest before Linux 6.11 uses one",
     )
+    add_control(parser)
     add_logging(parser)
     parser.set_defaults(run=run)
 
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
             device = VirtioFsDevice(server, arguments.tag, arguments.num_queues)
         except OSError as error:
             raise UsageError(error.strerror) from None
-        with device:
+        with device, controlled(arguments.control, tree.vfs, tree.task):
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, lambda *_: device.stop())
             if arguments.fd is not None:
@@ -81,33 +81,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _serve_path(device: VirtioFsDevice, path: str) -> None:
-    if not path:
-        # To bind(2) this is a request for a name of the kernel's choice.
-        raise UsageError("--socket-path '': name a path")
-    try:
-        listener = listen(path)
-    except OSError as error:
-        raise UsageError(f"--socket-path {path}: {_explained(path, error)}") from None
-    with listener:
-        inode = os.stat(path).st_ino
+    place = SocketFile(path)
+    with place.listener:
         try:
-            device.serve(listener)
+            device.serve(place.listener)
         finally:
-            # By now another daemon's socket may be there.
-            with suppress(FileNotFoundError):
-                if os.stat(path).st_ino == inode:
-                    os.unlink(path)
-
-
-def _explained(path: str, error: OSError) -> str:
-    if error.errno == EADDRINUSE:
-        if stat.S_ISSOCK(os.lstat(path).st_mode):
-            return "a daemon listens there: end it first, or choose another path"
-        return "something that is no socket is there: choose another path"
-    if error.errno == ENOENT:
-        return "No such directory: make it first"
-    # Python has words of its own, and no number, for a path that is too long.
-    return error.strerror or str(error)
+            place.remove()
 
 
 def _serve_fd(device: VirtioFsDevice, fd: int) -> None:

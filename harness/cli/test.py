@@ -9,17 +9,12 @@ import os
 import random
 import signal
 import sys
-import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from harness.cli.options import one_line, terminable
 from harness.errors import UsageError
+from harness.progress import progress
 from harness.testbed.campaign import DOMAINS, Campaign, check_available
 from harness.testbed.compare import EVERYTHING_AFTER_EACH_STEP, Answer, perform
 from harness.testbed.fuzz import Distinct, Report, fuzz
@@ -33,10 +28,6 @@ EXIT_UNAVAILABLE: Final = 3
 _EXIT_STATUSES: Final = """\
 Exit status: 0 no difference, 1 differences, 2 an error of use, 3 a target cannot be had here.
 """
-_PLAIN_SECONDS: Final = 10
-"""How often a line tells the progress where no bar can be."""
-
-Tell = Callable[[Report, "Distinct | None"], None]
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -181,7 +172,12 @@ def _fuzz(arguments: argparse.Namespace) -> int:
     )
     most = 0 if arguments.keep_going else arguments.max_differences
     try:
-        with terminable(), _progress(campaign.sequences) as tell:
+        with terminable(), progress(campaign.sequences) as show:
+
+            def tell(report: Report, new: Distinct | None) -> None:
+                news = _headline(new) if new is not None else ""
+                show(report.done, f"{report.differing} differ", news)
+
             report = fuzz(campaign, Path(arguments.save), arguments.jobs, most, tell)
         if arguments.stats:
             Path(arguments.stats).write_text(json.dumps(report.statistics(), indent=2) + "\n")
@@ -191,42 +187,6 @@ def _fuzz(arguments: argparse.Namespace) -> int:
     if report.differences:
         return EXIT_DIFFERENT
     return 128 + signal.SIGINT if report.interrupted else 0
-
-
-@contextmanager
-def _progress(total: int) -> Generator[Tell]:
-    """What to tell of the run: a bar on a terminal, else a line now and then."""
-    console = Console()
-    if not console.is_terminal:
-        yield _plain_progress(total)
-        return
-    columns = (
-        BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn()
-    )  # fmt: skip
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("", total=total)
-
-        def tell(report: Report, new: Distinct | None) -> None:
-            if new is not None:
-                progress.console.print(_headline(new), markup=False, highlight=False)
-            description = f"{report.differing} differ" if report.differing else ""
-            progress.update(bar, completed=report.done, description=description)
-
-        yield tell
-
-
-def _plain_progress(total: int) -> Tell:
-    told = time.monotonic()
-
-    def tell(report: Report, new: Distinct | None) -> None:
-        nonlocal told
-        if new is not None:
-            print(_headline(new), flush=True)
-        if time.monotonic() - told > _PLAIN_SECONDS:
-            told = time.monotonic()
-            print(f"{report.done} of {total} done, {report.differing} differ", flush=True)
-
-    return tell
 
 
 def _headline(new: Distinct) -> str:

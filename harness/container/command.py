@@ -10,7 +10,8 @@ from contextlib import suppress
 from errno import ENOEXEC
 from typing import Final, NamedTuple, NoReturn
 
-from harness.container.linux import EXIT_OURS, no_new_privileges, tell
+from harness import linux
+from harness.container.errors import EXIT_OURS, tell
 from harness.container.user_namespace import Identity, drop_capabilities
 
 LOG = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ def become(command: Command, identity: Identity, mask: frozenset[int]) -> NoRetu
             os.setsid()
         _restore_signals(mask)
         _assume(identity)
-        no_new_privileges()
+        linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
         environment = {**command.environment, "PWD": _change_directory(command)}
         status = _execute(command.words, environment)
     except OSError as error:

@@ -15,9 +15,9 @@ from contextlib import suppress
 from errno import EPERM
 from typing import Final, NamedTuple, NoReturn
 
-from harness.container import linux
+from harness import linux
 from harness.container.command import Command, become
-from harness.container.linux import EXIT_OURS, ContainerError, tell
+from harness.container.errors import EXIT_OURS, ContainerError, tell
 from harness.container.network import raise_loopback
 from harness.container.tree import CONSOLE, DEVICES
 from harness.container.user_namespace import Identity, drop_capabilities
@@ -246,10 +246,14 @@ class _Init:
 
     def _forward(self, child: int, codes: bytes) -> None:
         for code in codes:
-            # The command is in the foreground with us and got the terminal's signals itself.
-            if not code & FROM_TERMINAL or self._command.new_session:
-                with suppress(ProcessLookupError):
-                    os.kill(child, code & ~FROM_TERMINAL)
+            number = code & ~FROM_TERMINAL
+            with suppress(ProcessLookupError):
+                if not code & FROM_TERMINAL:
+                    os.kill(child, number)
+                elif self._command.new_session:
+                    # As a terminal does: a shell waits for what it runs, which has to hear it too.
+                    os.killpg(child, number)
+                # Otherwise the command is in the foreground with us, and got it itself.
 
 
 _FATAL: Final = frozenset(

@@ -10,8 +10,9 @@ from contextlib import suppress
 from errno import EACCES, ENODEV, ENOENT
 from typing import Final, NamedTuple
 
-from harness.container import linux
+from harness import linux
 from harness.container.command import Command
+from harness.container.errors import EXIT_OURS, ContainerError, tell
 from harness.container.init import (
     FROM_TERMINAL,
     SIGNALLED,
@@ -19,7 +20,6 @@ from harness.container.init import (
     InitOptions,
     run_init,
 )
-from harness.container.linux import EXIT_OURS, ContainerError, tell
 from harness.container.server import run_server
 from harness.container.tree import TreeOptions
 from harness.container.user_namespace import Identity, enter_user_namespace

@@ -11,10 +11,10 @@ import threading
 import time
 from typing import Final, NoReturn
 
+from harness import linux
 from harness.cli.options import prepare_daemon
-from harness.container import linux
+from harness.container.errors import EXIT_OURS, tell
 from harness.container.init import MOUNTED, READY
-from harness.container.linux import EXIT_OURS, tell
 from harness.container.tree import TreeOptions, build_tree
 from harness.container.user_namespace import Identity, drop_capabilities
 from harness.errors import UsageError

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from harness.compose import Tree
-from harness.container.linux import ContainerError
+from harness.container.errors import ContainerError
 from harness.container.user_namespace import Identity
 from harness.mountspec import MountSpec
 from vfs import abi

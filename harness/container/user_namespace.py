@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from fsimpl.passthrough import oslib
-from harness.container import linux
-from harness.container.linux import ContainerError
+from harness import linux
+from harness.container.errors import ContainerError
 from vfs import abi
 from vfs.credentials import CAP_SETFCAP, CAP_SETGID, CAP_SETUID
 

@@ -7,7 +7,6 @@ ordinary user has the setuid helper fusermount3 do it, which passes the descript
 from __future__ import annotations
 
 import array
-import ctypes
 import os
 import shutil
 import socket
@@ -15,6 +14,8 @@ import stat
 import subprocess
 from errno import EBUSY, EINVAL, ENODEV, ENOENT, ENOTCONN, EPERM
 from typing import Final, NamedTuple
+
+from harness import linux
 
 MS_RDONLY: Final = 1
 MS_NOSUID: Final = 2
@@ -31,7 +32,6 @@ HELPER: Final = "fusermount3"
 FUSE_CONF: Final = "/etc/fuse.conf"
 
 _FD_SIZE: Final = array.array("i").itemsize
-_LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
 class HostMountError(Exception):
@@ -117,11 +117,19 @@ def detach(mount: HostMount, *, lazy: bool = False) -> None:
         raise
     if os.geteuid() == 0:
         flags = UMOUNT_NOFOLLOW | (MNT_DETACH if lazy else 0)
-        _umount2(mount.mountpoint, flags)
+        linux.umount2(mount.mountpoint, flags)
         return
     command = [HELPER, "-u", "-q", *(["-z"] if lazy else []), "--", mount.mountpoint]
     if _run_helper(command).returncode != 0:
         raise OSError(EBUSY, os.strerror(EBUSY), mount.mountpoint)
+
+
+def have_fusectl() -> None:
+    """Mount fusectl where everybody looks for it, if it is not there: no distribution's boot, no
+    fusectl. Raises: EPERM without CAP_SYS_ADMIN.
+    """
+    if not os.path.ismount(FUSECTL):
+        linux.mount("fusectl", FUSECTL, "fusectl", 0, "")
 
 
 def abort(mount: HostMount) -> bool:
@@ -131,12 +139,9 @@ def abort(mount: HostMount) -> bool:
     it may not be for a user where fusectl is not mounted.
     """
     control = f"{FUSECTL}/{mount.connection}/abort"
-    if os.geteuid() == 0 and not os.path.ismount(FUSECTL):
-        try:
-            _mount("fusectl", FUSECTL, "fusectl", 0, "")
-        except OSError:
-            return _force(mount)
     try:
+        if os.geteuid() == 0:
+            have_fusectl()
         fd = os.open(control, os.O_WRONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         # Ended by now, or no fusectl: then an abort is what MNT_FORCE does first.
@@ -153,7 +158,7 @@ def abort(mount: HostMount) -> bool:
 def _force(mount: HostMount) -> bool:
     try:
         if _mount_id(mount.mountpoint) == mount.mount_id:
-            _umount2(mount.mountpoint, MNT_FORCE | MNT_DETACH | UMOUNT_NOFOLLOW)
+            linux.umount2(mount.mountpoint, MNT_FORCE | MNT_DETACH | UMOUNT_NOFOLLOW)
     except OSError:
         return False
     return True
@@ -195,7 +200,9 @@ def _attach_as_root(path: str, options: MountOptions) -> int:
         *options.access(),
     ]
     try:
-        _mount(options.fsname, path, f"fuse.{options.subtype}", options.flags(), ",".join(data))
+        linux.mount(
+            options.fsname, path, f"fuse.{options.subtype}", options.flags(), ",".join(data)
+        )
     except OSError as error:
         os.close(fd)
         hint = ": CAP_SYS_ADMIN is needed, which a container may lack" * (error.errno == EPERM)
@@ -292,16 +299,3 @@ def _mount_id(path: str) -> int:
     finally:
         os.close(fd)
     raise OSError(EINVAL, "no mnt_id in fdinfo", path)
-
-
-def _mount(source: str, target: str, fstype: str, flags: int, data: str) -> None:
-    words = (os.fsencode(source), os.fsencode(target), fstype.encode())
-    if _LIBC.mount(*words, ctypes.c_ulong(flags), os.fsencode(data)) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), target)
-
-
-def _umount2(target: str, flags: int) -> None:
-    if _LIBC.umount2(os.fsencode(target), flags) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), target)

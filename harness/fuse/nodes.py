@@ -62,13 +62,14 @@ def pack_attributes(inode: Inode) -> bytes:
 class MountNodes:
     """The nodes of one mount, by dentry (directories) or inode, and how they are presented.
 
+    ``negative`` is the entry of a name that does not exist, empty if the client may not keep it.
     While it has nodes it is in its table, and ``kill`` is one of the mount's pins. ``asks_again``
     tells that a mere lookup may find a name gone, with what was mounted on it.
     """
 
     __slots__ = (
         "asks_again", "attr_ns", "attr_s", "entry_ns", "entry_s", "ino_base", "keep_unchanged",
-        "mount", "nodes", "policy", "table", "unique_inodes",
+        "mount", "negative", "nodes", "policy", "table", "unique_inodes",
     )  # fmt: skip
 
     def __init__(
@@ -86,6 +87,10 @@ class MountNodes:
         self.policy = policy
         self.entry_s, self.entry_ns = divmod(policy.entry_ns, _SECOND_NS)
         self.attr_s, self.attr_ns = divmod(policy.attr_ns, _SECOND_NS)
+        seconds, rest = divmod(policy.negative_ns, _SECOND_NS)
+        self.negative = (
+            abi.ENTRY_OUT.pack(0, 0, seconds, 0, rest, 0, b"") if policy.negative_ns else b""
+        )
         self.asks_again = mount.superblock.dcache == DCACHE_REVALIDATE
         self.keep_unchanged = policy.keep_unchanged and mount.superblock.dcache == DCACHE_PINNED
         self.ino_base = ino_base

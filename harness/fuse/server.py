@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from harness.fuse import abi, session
-from harness.fuse.buffers import Segments, gather, length_of, scatter, skip
+from harness.fuse.buffers import Segments, clip, gather, length_of, scatter, skip
 from harness.fuse.cache import AUTO, CachePolicy, adapted, has_no_xattrs, wanted_flags
 from harness.fuse.handles import HandleTable
 from harness.fuse.identity import Identities, security_contexts, supplementary_groups
@@ -22,7 +22,7 @@ from harness.fuse.opcodes import BY_NUMBER, DATA_IN, NAMES, PLAIN, SILENT
 from harness.fuse.parking import Parking
 from harness.fuse.ratelimit import RateLimit
 from harness.fuse.request import NO_REPLY, Handler, Header, Reply
-from harness.wire import PENDING
+from harness.wire import PENDING, Recurring
 from vfs.errors import WouldBlock, oserror
 from vfs.locks import LockManager
 
@@ -50,6 +50,15 @@ _BODY_MAX: Final = abi.MAX_WRITE + (64 << 10)
 # What the kernel takes for an error (fuse_dev_do_write refuses the rest).
 _ERRNO_END: Final = 512
 
+# Header, opcode as counted, handler, body, segments, first of the reply, and where results go.
+_Parsed = tuple[Header, int, Handler, bytes | None, Segments, memoryview, memoryview, int]
+# As much of it as the lengths of a chain's segments tell: the header, the rest and its length if
+# that is all, what follows it and the length of everything if the rest can be a WRITE's arguments
+# (-1: not so), the reply's first segment, that in words, where results go, and the room there.
+_Frame = tuple[
+    memoryview, memoryview, int, Segments, int, memoryview, memoryview, memoryview, int, int
+]
+
 _in_header = abi.IN_HEADER.unpack_from
 _out_header = abi.OUT_HEADER.pack_into
 
@@ -75,6 +84,27 @@ def _rows_before_init() -> list[_Row]:
 
 
 _BEFORE_INIT: Final = _rows_before_init()
+
+
+def _frame_of(request: Segments, reply: Segments) -> _Frame | tuple[()]:
+    """The frame of a chain that is laid out as Linux does it; empty for others."""
+    if not request or len(request[0]) != 40 or not reply or len(reply[0]) < 16:
+        return ()
+    rest = request[1] if len(request) > 1 else _EMPTY
+    size = total = -1
+    data = request[2:]
+    if not data:
+        size = len(rest)
+    elif len(rest) == abi.WRITE_IN_SIZE:
+        total = length_of(request)
+    first = reply[0]
+    if len(first) > 16 or len(reply) < 2:
+        out, at = first, 16
+    else:
+        out, at = reply[1], 0
+    # The two words of fuse_out_header without an error, in two thirds of the time of `pack_into`.
+    words = first[:16].cast("Q")
+    return request[0], rest, size, data, total, first, words, out, at, len(out) - at
 
 
 class _Scattered:
@@ -152,8 +182,8 @@ class FuseServer:
     """
 
     __slots__ = (
-        "_bugs", "_cache", "_identities", "_lock", "_root", "_rows", "_sessions", "_watching",
-        "counts", "default_permissions", "flags", "handles", "locks", "minor", "nodes", "notify",
+        "_bugs", "_cache", "_identities", "_root", "_rows", "_sessions", "_watching", "counts",
+        "default_permissions", "flags", "handles", "lock", "locks", "minor", "nodes", "notify",
         "parking", "polls", "unique_inodes", "vfs", "wanted_flags",
     )  # fmt: skip
 
@@ -173,7 +203,7 @@ class FuseServer:
     ) -> None:
         """Borrows ``root`` for its whole life; holds references in a session only."""
         self.vfs = vfs
-        self._lock = vfs.lock
+        self.lock = vfs.lock
         self._root = root
         self._cache = cache
         self.default_permissions = default_permissions
@@ -221,63 +251,58 @@ class FuseServer:
 
     def handle(self, request: Segments, reply: Segments, completion: Callable[[int], None]) -> int:
         """Serve one request, as ``harness.wire.FuseHandler.handle`` says. Never raises."""
+        with self.lock:
+            return self.handle_locked(request, reply, completion)
+
+    def handle_locked(
+        self, request: Segments, reply: Segments, completion: Callable[[int], None]
+    ) -> int:
+        """``handle`` for one who has the lock, once."""
         first = _EMPTY
         unique = 0
         try:
-            head = request[0] if request else _EMPTY
-            start = len(head)
-            if start < 40:
-                return self._gathered(request, reply, completion)
-            header: Header = _in_header(head)
-            opcode, unique = header[1], header[2]
-            if opcode < _ROWS:
-                handler, arguments, result, kind = self._rows[opcode]
-                self.counts[opcode] += 1
-            else:
-                handler, arguments, result, kind = _UNKNOWN
-                self.counts[0] += 1
-            out, at = _EMPTY, 0
-            if kind != SILENT:
-                out = first = reply[0] if reply else _EMPTY
-                room = len(out) - 16
-                at = 16
-                if not room and len(reply) > 1:
-                    out = reply[1]
-                    room = len(out)
-                    at = 0
-                if room < result:
-                    self.counts[opcode if opcode < _ROWS else 0] -= 1
-                    return self._bounced(request, reply, completion)
-            size = header[0] - 40
-            if kind == DATA_IN:
-                body = b""
-                segments = request
-            else:
-                segments = reply
-                if (
-                    start == 40
-                    and len(request) == 2
-                    and arguments <= size <= _BODY_MAX
-                    and len(request[1]) == size
-                ):
-                    body = request[1].tobytes()
-                else:
-                    body = b""
-                    if start == header[0] and size <= _BODY_MAX:
-                        body = head[40:].tobytes()
-                    elif 0 <= size <= _BODY_MAX:
-                        body = gather(skip(request, 40), size)
-                    if len(body) != size or size < arguments:
-                        return self._error(first, unique, errno.EINVAL)
-            with self._lock:
-                try:
-                    count = handler(self, header, body, (segments, out, at))
-                except WouldBlock as stop:
-                    place = segments, out, at
-                    return self._park(stop.queue, handler, header, body, place, first, completion)
+            fits = False
+            # What is known of a chain that comes again saves 0.3 us.
+            if request.__class__ is Recurring:
+                frame = request.frame
+                if frame is None:
+                    frame = request.frame = _frame_of(request, reply)
+                if frame:
+                    head, rest, size, data, total, first, words, out, at, room = frame
+                    header: Header = _in_header(head)
+                    unique = header[2]
+                    opcode = header[1]
+                    if opcode < _ROWS:
+                        handler, arguments, result, kind = self._rows[opcode]
+                        if kind < DATA_IN:
+                            fits = room >= result and header[0] == 40 + size >= 40 + arguments
+                            segments = reply
+                        else:
+                            fits = room >= result and kind == DATA_IN and header[0] == total
+                            segments = data
+                        body = rest.tobytes()
+            if not fits:
+                parsed = self._parse(request, reply)
+                if parsed is None:
+                    return self._rearranged(request, reply, completion)
+                header, opcode, handler, whole, segments, first, out, at = parsed
+                unique = header[2]
+                if whole is None:
+                    return self._error(first, unique, errno.EINVAL)
+                body = whole
+            self.counts[opcode] += 1
+            try:
+                count = handler(self, header, body, (segments, out, at))
+            except WouldBlock as stop:
+                place = segments, out, at
+                return self._park(stop.queue, handler, header, body, place, first, completion)
             if count >= 0:
                 count += 16
-                _out_header(first, 0, count, 0, unique)
+                if fits:
+                    words[0] = count
+                    words[1] = unique
+                else:
+                    _out_header(first, 0, count, 0, unique)
                 return count
             if count == NO_REPLY:
                 return 0
@@ -294,7 +319,7 @@ class FuseServer:
         """End the session: its requests, polls, locks, handles and nodes; every reference is given
         back. The next request must be INIT.
         """
-        with self._lock:
+        with self.lock:
             self.parking.close()
             self._rows = _BEFORE_INIT
             for waiter in list(self.polls.values()):
@@ -311,7 +336,7 @@ class FuseServer:
 
     def check(self) -> None:
         """Raises InvariantViolation on the first broken invariant of the session."""
-        with self._lock:
+        with self.lock:
             self.nodes.check()
             self.handles.check()
             if self.locks is not None:
@@ -355,8 +380,12 @@ class FuseServer:
 
     def caller(self, header: Header, body: bytes) -> Credentials:
         """Whose request it is. Raises: EINVAL for broken extensions."""
-        groups = _NO_GROUPS
         extensions = header[7] * 8
+        if not extensions:
+            known = self._identities.plain.get((header[4], header[5]))
+            if known is not None:
+                return known
+        groups = _NO_GROUPS
         if extensions:
             if extensions > len(body):
                 raise oserror(errno.EINVAL)
@@ -387,11 +416,11 @@ class FuseServer:
     def unlocked(self, file: FileDescription, function: Callable[..., _R], *args: object) -> _R:
         """``function(*args)`` without the VFS lock, while ``file`` is held."""
         file.get()
-        self._lock.release()
+        self.lock.release()
         try:
             return function(*args)
         finally:
-            self._lock.acquire()
+            self.lock.acquire()
             file.put()
 
     def schedule_poll(self, kh: int, file: FileDescription, queue: WaitQueue) -> None:
@@ -410,6 +439,54 @@ class FuseServer:
 
     # Off the fast path
 
+    def _parse(self, request: Segments, reply: Segments) -> _Parsed | None:
+        """The parts of a request however it is cut; None: its front, or its reply's, is in pieces.
+
+        Of one that is not as long as it says there is no body.
+        """
+        head = request[0] if request else _EMPTY
+        start = len(head)
+        if start < 40:
+            return None
+        header: Header = _in_header(head)
+        opcode = header[1] if header[1] < _ROWS else 0
+        handler, arguments, result, kind = self._rows[opcode] if header[1] == opcode else _UNKNOWN
+        first = out = _EMPTY
+        at = 0
+        if kind != SILENT:
+            out = first = reply[0] if reply else _EMPTY
+            room = len(out) - 16
+            at = 16
+            if not room and len(reply) > 1:
+                out = reply[1]
+                room = len(out)
+                at = 0
+            if room < result:
+                return None
+        size = header[0] - 40
+        body: bytes | None = None
+        if kind == DATA_IN:
+            data = clip(skip(request, 40 + arguments), max(size - arguments, 0))
+            if arguments + length_of(data) == size:
+                body = gather(skip(request, 40), arguments)
+            return header, opcode, handler, body, data, first, out, at
+        if 0 <= size <= _BODY_MAX and size >= arguments:
+            if start == header[0]:
+                body = head[40:].tobytes()
+            else:
+                body = gather(skip(request, 40), size)
+                if len(body) != size:
+                    body = None
+        return header, opcode, handler, body, reply, first, out, at
+
+    def _rearranged(
+        self, request: Segments, reply: Segments, completion: Callable[[int], None]
+    ) -> int:
+        """Serve a request of which `_parse` could not make anything."""
+        if not request or len(request[0]) < abi.IN_HEADER_SIZE:
+            return self._gathered(request, reply, completion)
+        return self._bounced(request, reply, completion)
+
     def _gathered(
         self, request: Segments, reply: Segments, completion: Callable[[int], None]
     ) -> int:
@@ -418,7 +495,7 @@ class FuseServer:
             # Not even a request: there is no number to answer to.
             return 0
         head = memoryview(gather(request, abi.IN_HEADER_SIZE))
-        return self.handle([head, *skip(request, abi.IN_HEADER_SIZE)], reply, completion)
+        return self.handle_locked([head, *skip(request, abi.IN_HEADER_SIZE)], reply, completion)
 
     def _bounced(
         self, request: Segments, reply: Segments, completion: Callable[[int], None]
@@ -430,7 +507,7 @@ class FuseServer:
                 return 0
             return self._error(reply[0], _in_header(request[0])[2], errno.EIO)
         bounce = memoryview(bytearray(min(room, _BODY_MAX)))
-        length = self.handle(request, (bounce,), _Scattered(bounce, reply, completion))
+        length = self.handle_locked(request, (bounce,), _Scattered(bounce, reply, completion))
         if length > 0:
             scatter(bounce[:length], reply)
         return length

@@ -9,33 +9,30 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from harness.fuzz.campaign import Campaign, Found, Report, Tell, fuzz, make_fuzzer
+from harness.fuzz.campaign import Campaign, Found, Report, fuzz, make_fuzzer
 from harness.fuzz.case import Case, load
 from harness.fuzz.isolation import isolate
+from harness.progress import progress
 
 SHARES: Final = {
     "fuse": (80, 500),
     "threads": (10, 500),
     "virtio": (10, 400),
     "vhost-user": (5, 60),
+    "ext2": (3, 50),
 }
 """Of ``all``: percent of the inputs; and inputs in a case, by target."""
-_PLAIN_SECONDS: Final = 10
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 0 nothing found, 1 failures, 2 an error of use."""
     parser = argparse.ArgumentParser(
         prog="python -m harness.fuzz",
-        description="Send random requests, rings and messages, and check all that must hold.",
+        description="Send random requests, rings and messages, damage images, and check all that"
+        " must hold.",
         epilog="Each failure is cut down to the steps that it takes, and saved. Give its file "
         "instead of a target to run it again. Exit status: 0 nothing found, 1 failures, 2 an "
         "error of use.",
@@ -63,7 +60,12 @@ def main(arguments: list[str] | None = None) -> int:
     for campaign in campaigns(options.target, options.inputs, seed, options.first, options.size):
         print(f"{campaign.target}: {campaign.cases} cases of {campaign.size}, seed {seed}")
         begun = time.monotonic()
-        with progress(campaign.cases * campaign.size) as tell:
+        with progress(campaign.cases * campaign.size) as show:
+
+            def tell(report: Report, new: Found | None) -> None:
+                news = _headline(new) if new is not None else ""
+                show(report.inputs, f"{len(report.failures)} kinds of failure", news)
+
             report = fuzz(campaign, Path(options.save), options.jobs, options.most, tell)
         summarize(report, time.monotonic() - begun)
         if report.failures:
@@ -106,42 +108,6 @@ def replay(case: Case) -> int:
         finally:
             sys.stdout.flush()
             os._exit(failed)
-
-
-@contextmanager
-def progress(total: int) -> Generator[Tell]:
-    """What to tell of the run: a bar on a terminal, else a line now and then."""
-    console = Console()
-    if not console.is_terminal:
-        yield _plain_progress(total)
-        return
-    columns = (
-        BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn()
-    )  # fmt: skip
-    with Progress(*columns, console=console) as bars:
-        bar = bars.add_task("", total=total)
-
-        def tell(report: Report, new: Found | None) -> None:
-            if new is not None:
-                bars.console.print(_headline(new), markup=False, highlight=False)
-            kinds = len(report.failures)
-            bars.update(bar, completed=report.inputs, description=f"{kinds} kinds of failure")
-
-        yield tell
-
-
-def _plain_progress(total: int) -> Tell:
-    told = time.monotonic()
-
-    def tell(report: Report, new: Found | None) -> None:
-        nonlocal told
-        if new is not None:
-            print(_headline(new), flush=True)
-        if time.monotonic() - told > _PLAIN_SECONDS:
-            told = time.monotonic()
-            print(f"{report.inputs} of {total}, {len(report.failures)} failures", flush=True)
-
-    return tell
 
 
 def _headline(found: Found) -> str:

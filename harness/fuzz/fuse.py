@@ -5,17 +5,20 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import resource
 import shutil
 import tempfile
 import threading
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
+from fsimpl.passthrough import oslib
 from harness.compose import Tree
 from harness.fuse import abi
 from harness.fuse.cache import POLICIES
@@ -25,19 +28,27 @@ from harness.fuzz.case import HANDLE, NODE, Case, Deed, Message, Outcome, Part, 
 from harness.fuzz.requests import ENTRY_REPLIES, RequestMaker, nodes_listed
 from harness.mountspec import MountSpec
 from harness.testbed.choices import Choices
-from harness.wire import PENDING
+from harness.wire import PENDING, Recurring
 from vfs import abi as vfs_abi
+from vfs.credentials import CAP_DAC_READ_SEARCH
 from vfs.errors import InvariantViolation
 
 CHECK_EVERY: Final = 64
 """Requests after which all invariants are checked."""
 _WATCHED: Final = 4
 _WATCHED_SIZE: Final = 8192
-_ANSWER_SECONDS: Final = 10
+_ANSWER_SECONDS: Final = 60
 _MAY_WAIT: Final = frozenset(("READ", "WRITE", "SETLKW", "IOCTL"))
 _DESTROY: Final = 38
 _NO_NODE: Final = 0xDEAD
 _BOUNDS: Final = (("size", "8m"), ("nr_inodes", "2000"))
+_HANDLES: Final = ("never", "prefer", "mandatory")
+_PASSTHROUGH: Final = (
+    "", "xattr", "xattr,posix_acl", "xattr,xattrmap=:map::user.virtiofs.:", "ascii_casefold",
+    "cache=always,writeback", "cache=metadata,timeout=0", "cache=never,allow_direct_io",
+    "noreaddirplus,killpriv_v2", "preserve_noatime,noannounce_submounts,nokillpriv_v2",
+)  # fmt: skip
+"""Options that go with each other."""
 _SECRET: Final = b"CANARY-4b1f0c2d77"
 """Stands in every file outside of the shared directory; no request has it."""
 
@@ -221,6 +232,9 @@ class Client:
             self._judge_header(awaited, length)
 
     def _handle(self, request: list[memoryview], reply: list[memoryview], awaited: Awaited) -> int:
+        # Half of them as from a chain that may come again, which is read in another way.
+        if awaited.unique & 2:
+            request = Recurring(request)
         try:
             length = self.server.handle(request, reply, awaited)
         except Exception as error:
@@ -343,8 +357,14 @@ class FuseFuzzer:
         shutil.rmtree(self._top, ignore_errors=True)
 
     def settings(self, choices: Choices) -> dict[str, Any]:
-        """Options of a server, whether its client can be notified, and a directory is shared."""
+        """Options of a server and of a passthrough, whether the client can be notified, a directory
+        is shared, and how few descriptors are left for it (0: enough).
+        """
+        may_open = oslib.capget()[0] >> CAP_DAC_READ_SEARCH & 1
+        handles = choices.one_of(_HANDLES if may_open else _HANDLES[:2])
         return {
+            "passthrough": f"inode_file_handles={handles},{choices.one_of(_PASSTHROUGH)}",
+            "descriptors": choices.one_of((0, 0, 20, 24)),
             "host": self._host,
             "default_permissions": not choices.chance(25),
             "cache": choices.one_of(("auto", "never", "metadata", "always")),
@@ -379,7 +399,7 @@ class FuseFuzzer:
         before = descriptors()
         failure = ""
         try:
-            with Tree(self.mounts(settings["host"])) as tree:
+            with few_descriptors(settings["descriptors"]), Tree(self.mounts(settings)) as tree:
                 server = make_server(tree, settings)
                 client = Client(server, self.log)
                 client.answers = answers
@@ -404,16 +424,18 @@ class FuseFuzzer:
         inputs = sum(isinstance(step, Request | Message) for step in steps)
         return Outcome(Case(self.target, settings, tuple(steps)), inputs, answers, failure)
 
-    def mounts(self, host: bool) -> list[MountSpec]:
+    def mounts(self, settings: Mapping[str, Any]) -> list[MountSpec]:
         mounts = [
             MountSpec("root", "tmpfs", "/", options=_BOUNDS),
             MountSpec("", "devtmpfs", "/dev"),
         ]
-        if host:
+        if settings["host"]:
             if not self._host:
                 raise ValueError("this case takes a directory of the host to share")
             shared = str(self.playground.shared)
-            mounts.append(MountSpec("host", "passthrough", "/host", source=shared))
+            words = [word.partition("=") for word in settings["passthrough"].split(",") if word]
+            options = tuple((key, value if equals else None) for key, equals, value in words)
+            mounts.append(MountSpec("host", "passthrough", "/host", shared, options=options))
             mounts.append(MountSpec("again", "bind", "/e", source="/host"))
         return mounts
 
@@ -431,10 +453,23 @@ class FuseFuzzer:
             deed(step, tree, self.playground)
 
 
+@contextmanager
+def few_descriptors(count: int) -> Generator[None]:
+    """Have room for ``count`` descriptors more inside of the ``with``; 0 for no such limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if count:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(len(descriptors()) + count, soft), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def make_server(tree: Tree, settings: Mapping[str, Any]) -> FuseServer:
     options = dict(settings)
     notify = options.pop("notify")
-    del options["host"]
+    for name in ("host", "passthrough", "descriptors"):
+        del options[name]
     options["cache"] = POLICIES[options["cache"]]
     return FuseServer(
         tree.vfs, tree.root, notify=(lambda code, payload: None) if notify else None, **options

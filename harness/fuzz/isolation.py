@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
 import signal
@@ -12,13 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NoReturn
 
+from harness import linux
 from vfs import abi
-from vfs.errors import oserror
 
 _MEMORY: Final = 4 << 30
-_TMPFS: Final = b"size=64m,nr_inodes=20000,mode=700"
-_PR_SET_PDEATHSIG: Final = 1
-_libc: Final = ctypes.CDLL(None, use_errno=True)
+_TMPFS: Final = "size=64m,nr_inodes=20000,mode=700"
 
 
 class Stuck(Exception):
@@ -36,10 +33,10 @@ def isolate(scratch: Path) -> bool:
     if hard == resource.RLIM_INFINITY or hard > _MEMORY:
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, hard))
     try:
-        _check(_libc.unshare(abi.CLONE_NEWNS))
-        _check(_libc.mount(None, b"/", None, abi.MS_REC | abi.MS_PRIVATE, None))
+        linux.unshare(abi.CLONE_NEWNS)
+        linux.mount(None, "/", None, abi.MS_REC | abi.MS_PRIVATE)
         flags = abi.MS_NODEV | abi.MS_NOSUID | abi.MS_NOEXEC
-        _check(_libc.mount(b"fuzz", os.fsencode(scratch), b"tmpfs", flags, _TMPFS))
+        linux.mount("fuzz", str(scratch), "tmpfs", flags, _TMPFS)
     except PermissionError:
         return False
     return True
@@ -55,17 +52,12 @@ def fork() -> int:
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if not child:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        linux.die_with_parent(signal.SIGKILL)
         # Whoever reads what we print must not wait for the child.
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
         os.close(null)
     return child
-
-
-def _check(result: int) -> None:
-    if result < 0:
-        raise oserror(ctypes.get_errno())
 
 
 @contextmanager

@@ -79,7 +79,7 @@ class ThreadsFuzzer:
         interval = sys.getswitchinterval()
         sys.setswitchinterval(_SWITCH_SECONDS)
         try:
-            with Tree(fuse.mounts(settings["host"])) as tree:
+            with Tree(fuse.mounts(settings)) as tree:
                 server = make_server(tree, options)
                 clients = [
                     _Thread(server, fuse, RandomChoices(seed, index), index, inputs // count)

@@ -47,7 +47,7 @@ _RING: Final = 0x8000
 _QUEUE: Final = 32
 _KINDS: Final = ("memory", "memory", "eventfd", "eventfd", "short", "null", "pipe", "directory",
                  "sealed", "socket")  # fmt: skip
-_SETTLE_SECONDS: Final = 20
+_SETTLE_SECONDS: Final = 60
 _STATFS: Final = 17
 _Told = tuple[int, bytes, tuple[str, ...]]
 """A message: request, payload, kinds of descriptors."""

@@ -15,40 +15,41 @@ import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from struct import pack, pack_into
 from typing import Any, Final
 
 from harness.compose import Tree
 from harness.fuse import abi
+from harness.fuse.opcodes import BY_NUMBER
 from harness.fuse.server import FuseServer
-from harness.fuzz.case import Case, Deed, Outcome, Request, Scribble, Step
+from harness.fuzz.case import Case, Deed, Outcome, Scribble, Step
 from harness.fuzz.fuse import Broken, Client, Collector
 from harness.fuzz.isolation import fork
-from harness.fuzz.requests import RequestMaker
+from harness.fuzz.rings import (
+    BUFFERS,
+    CHAIN_MAX,
+    DEVICE,
+    DRIVER,
+    GUEST,
+    SIZE,
+    SLOT,
+    SLOTS,
+    TABLES,
+    Chain,
+    GuestMaker,
+    PackedGuestMaker,
+)
 from harness.mountspec import MountSpec
 from harness.testbed.choices import Choices
-from harness.virtio.chain import DESCRIPTOR, INDIRECT, NEXT, WRITE
 from harness.virtio.memory import GuestError, GuestMemory, MemoryRegion
+from harness.virtio.packed import PackedQueue
 from harness.virtio.queue import SplitQueue
 from harness.wire import PENDING
 
-SIZE: Final = 3 * 0x18000
-GUEST: Final = 0x4000_0000
 USER: Final = 0x7F00_0000_0000
 GAP: Final = 1 << 32
 """Between the regions, for the VMM; to the guest they are one piece."""
-_AVAIL: Final = 0x1000
-_USED: Final = 0x2000
-_TABLES: Final = 0x4000
-_BUFFERS: Final = 0x8000
-_SLOT: Final = 0x3000
-_SLOTS: Final = (SIZE - _BUFFERS) // _SLOT
-_MOST: Final = 8
-"""Descriptors of a chain."""
 _WANTED: Final = 0
 _BUSY: Final = 1
-_ODD_ADDRESSES: Final = (0, GUEST - 1, GUEST + SIZE - 1, GUEST + SIZE, 1 << 32, (1 << 64) - 1)
-_ODD_LENGTHS: Final = (0, 1, 15, SIZE, 1 << 31, (1 << 32) - 1)
 
 
 class Scribbler:
@@ -85,11 +86,11 @@ class Scribbler:
                 if kind == 0:
                     place = dice.randrange(16 * 64)
                 elif kind == 1:
-                    place = _AVAIL + dice.randrange(2 * 70)
+                    place = DRIVER + dice.randrange(2 * 70)
                 elif kind == 2:
-                    place = _TABLES + dice.randrange(16 * _MOST * _SLOTS)
+                    place = TABLES + dice.randrange(16 * CHAIN_MAX * SLOTS)
                 else:
-                    place = _BUFFERS + _SLOT * dice.randrange(_SLOTS) + dice.randrange(120)
+                    place = BUFFERS + SLOT * dice.randrange(SLOTS) + dice.randrange(120)
                 words[place >> 1] = dice.choice((0, 1, 2, 3, 8, 40, 0x4000, 0xFFFF))
 
     def scribble(self, on: bool) -> None:
@@ -105,148 +106,8 @@ class Scribbler:
         self._control.close()
 
 
-class _Chain:
-    """A chain as it was meant: the request in it, and where its reply goes."""
-
-    __slots__ = ("head", "place", "request", "room")
-
-    def __init__(self, request: Request, head: int, place: int, room: int) -> None:
-        self.request = request
-        self.head = head
-        self.place = place
-        self.room = room
-
-
-class GuestMaker:
-    """The guest: lays out requests and offers them. Whatever it does is bytes in memory."""
-
-    def __init__(self, choices: Choices, size: int, indirect: bool, client: Client) -> None:
-        self._choices = choices
-        self._size = size
-        self._indirect = indirect
-        self._client = client
-        self.requests = RequestMaker(choices)
-        self._avail_idx = 0
-        self._ready: deque[Step] = deque()
-        self.honest: dict[int, _Chain] = {}
-        self.number = 0
-
-    def next(self) -> Step:
-        """What the guest does next."""
-        if not self._ready:
-            self._burst()
-        return self._ready.popleft()
-
-    def restart(self) -> None:
-        """The rings were set up anew, empty."""
-        self._avail_idx = 0
-        self.honest.clear()
-
-    def _add(self, place: int, data: bytes) -> None:
-        self.number += 1
-        self._ready.append(Scribble(self.number, place, data))
-
-    def _do(self, name: str) -> None:
-        self.number += 1
-        self._ready.append(Deed(self.number, name))
-
-    def _burst(self) -> None:
-        """A few chains; the device is told; now and then all of it is wrong."""
-        choices = self._choices
-        self.honest.clear()
-        per_chain = 1 if self._indirect else _MOST
-        most = min(self._size // per_chain, _SLOTS, 4)
-        for slot in range(choices.integer(1, most)):
-            self._chain(slot, slot * per_chain)
-        if choices.chance(6):
-            self._vandalize()
-        if choices.chance(3):
-            self._avail_idx += choices.one_of((1, self._size, self._size + 1, 0x7FFF, 0xFFFF))
-        self._avail_idx &= 0xFFFF
-        self._add(_AVAIL + 2, pack("<H", self._avail_idx))
-        self._do("scribbled" if choices.chance(15) else "serve")
-
-    def _chain(self, slot: int, head: int) -> None:
-        choices = self._choices
-        step = self.requests.next()
-        while not isinstance(step, Request):
-            step = self.requests.next()
-        data = self._client.assemble(step)[: _SLOT // 2]
-        room = min(sum(step.reply), _SLOT // 2)
-        place = _BUFFERS + slot * _SLOT
-        answer = place + _SLOT // 2
-        self._add(place, data)
-        buffers = [(place, 0, data[:40]), (place + 40, 0, data[40:])]
-        entries = [(GUEST + at, len(piece), flags) for at, flags, piece in buffers if piece]
-        if choices.chance(20):
-            entries = [(GUEST + place, len(data), 0)]
-        if room:
-            front = min(room, 16)
-            entries.append((GUEST + answer, front, WRITE))
-            if room > front:
-                entries.append((GUEST + answer + front, room - front, WRITE))
-        honest = not choices.chance(12)
-        if honest:
-            self.honest[slot] = _Chain(step, head, answer, room)
-        else:
-            entries = self._spoiled(entries)
-        table = b"".join(
-            DESCRIPTOR.pack(
-                address, length, flags | (NEXT if index + 1 < len(entries) else 0), index + 1
-            )
-            for index, (address, length, flags) in enumerate(entries)
-        )
-        if self._indirect:
-            at = _TABLES + 16 * _MOST * slot
-            self._add(at, table)
-            length = len(table)
-            if not honest and choices.chance(30):
-                length = choices.one_of((0, 8, 16, 24, 16 * self._size + 16, 1 << 31))
-            self._add(16 * head, DESCRIPTOR.pack(GUEST + at, length, INDIRECT, 0))
-        else:
-            moved = bytearray(table)
-            for index in range(len(entries)):
-                following = (head + index + 1) % self._size
-                pack_into("<H", moved, 16 * index + 14, following)
-            self._add(16 * head, bytes(moved[: 16 * (self._size - head)]))
-        if not honest and choices.chance(20):
-            head = choices.one_of((self._size, 0xFFFF, choices.integer(0, self._size - 1)))
-            self.honest.clear()
-        self._add(_AVAIL + 4 + 2 * (self._avail_idx % self._size), pack("<H", head))
-        self._avail_idx += 1
-
-    def _spoiled(self, entries: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
-        choices = self._choices
-        kind = choices.integer(0, 5)
-        index = choices.integer(0, len(entries) - 1)
-        address, length, flags = entries[index]
-        if kind == 0:
-            entries[index] = (choices.one_of(_ODD_ADDRESSES), length, flags)
-        elif kind == 1:
-            entries[index] = (address, choices.one_of(_ODD_LENGTHS), flags)
-        elif kind == 2:
-            entries[index] = (address, length, choices.integer(0, 7))
-        elif kind == 3:
-            # Across a border of regions.
-            entries[index] = (GUEST + SIZE // 3 - 8, max(length, 16), flags)
-        elif kind == 4:
-            # Request and reply in the same place.
-            entries = [(entries[0][0], size, flags) for _, size, flags in entries]
-        else:
-            entries = entries[index:] or entries
-        return entries
-
-    def _vandalize(self) -> None:
-        choices = self._choices
-        self.honest.clear()
-        for _ in range(choices.integer(1, 6)):
-            place = choices.one_of((0, _AVAIL, _USED, _TABLES, _BUFFERS))
-            place += choices.integer(0, 130)
-            self._add(place, bytes(choices.integer(0, 255) for _ in range(choices.integer(1, 16))))
-
-
 class VirtioFuzzer:
-    """Cases of a guest on one split ring, with a FuseServer behind it."""
+    """Cases of a guest on one ring, split or packed, with a FuseServer behind it."""
 
     target: Final = "virtio"
 
@@ -270,15 +131,18 @@ class VirtioFuzzer:
 
     def run(self, choices: Choices, inputs: int) -> Outcome:
         """See ``Fuzzer``."""
+        packed = choices.chance(50)
         settings = {
-            "size": 1 << choices.integer(3, 6),
+            "packed": packed,
+            "size": choices.integer(8, 64) if packed else 1 << choices.integer(3, 6),
             "indirect": choices.chance(60),
             "event_idx": choices.chance(50),
             "regions": choices.one_of((1, 1, 3)),
         }
 
         def make(client: Client) -> GuestMaker:
-            return GuestMaker(choices, settings["size"], bool(settings["indirect"]), client)
+            kind = PackedGuestMaker if packed else GuestMaker
+            return kind(choices, settings["size"], bool(settings["indirect"]), client)
 
         return self._run(settings, None, inputs, make)
 
@@ -352,9 +216,11 @@ class VirtioFuzzer:
         if scribbled or not intact:
             device.set_up()
             maker.restart()
+        else:
+            maker.follow(device.base)
 
 
-def _learn(chain: _Chain, maker: GuestMaker, reply: bytes) -> None:
+def _learn(chain: Chain, maker: GuestMaker, reply: bytes) -> None:
     """An honest chain was served: its own reply is in its buffers, or it waits."""
     if len(reply) < 16:
         return
@@ -378,7 +244,6 @@ class _Device:
         self._server = server
         self._answers = answers
         self.chains = 0
-        self._completed: deque[tuple[int, int]] = deque()
         self._base = ctypes.addressof(ctypes.c_char.from_buffer(fuzzer.view))
         self._memory = GuestMemory()
         step = SIZE // settings["regions"]
@@ -394,14 +259,29 @@ class _Device:
 
     def set_up(self) -> None:
         """The frontend starts the ring, empty."""
-        size = self._settings["size"]
-        self._view[_AVAIL : _AVAIL + 6 + 2 * size] = bytes(6 + 2 * size)
-        self._view[_USED : _USED + 6 + 8 * size] = bytes(6 + 8 * size)
-        self._completed.clear()
-        self._queue = SplitQueue(
-            self._memory, size, (USER, USER + _AVAIL, USER + _USED), 0,
-            indirect=self._settings["indirect"], event_idx=self._settings["event_idx"],
+        settings = self._settings
+        size = settings["size"]
+        ring = (0, 16 * size)
+        if settings["packed"]:
+            self._written = [ring, (DEVICE, 4)]
+            areas = [*self._written, (DRIVER, 4)]
+        else:
+            self._written = [(DEVICE, 6 + 8 * size)]
+            areas = [*self._written, (DRIVER, 6 + 2 * size)]
+        for start, length in areas:
+            self._view[start : start + length] = bytes(length)
+        # What still waits belongs to the old ring.
+        self._completed: deque[tuple[int, int]] = deque()
+        kind = PackedQueue if settings["packed"] else SplitQueue
+        self._queue: PackedQueue | SplitQueue = kind(
+            self._memory, size, (USER, USER + DRIVER, USER + DEVICE), kind.FIRST_BASE,
+            indirect=settings["indirect"], event_idx=settings["event_idx"],
         )  # fmt: skip
+
+    @property
+    def base(self) -> int:
+        """Where the device goes on in the ring."""
+        return self._queue.base
 
     def serve(self, judged: bool) -> bool:
         """Serve what is available. Returns whether the ring is still good.
@@ -410,22 +290,36 @@ class _Device:
         """
         queue = self._queue
         before = bytearray(self._view) if judged else bytearray()
-        allowed: list[tuple[int, int]] = [(_USED, 6 + 8 * self._settings["size"])]
+        allowed = list(self._written)
         intact = True
+
+        def handle(
+            request: Sequence[memoryview], reply: Sequence[memoryview], completion: _Completion
+        ) -> int:
+            self.chains += 1
+            room = sum(map(len, reply))
+            length = self._server.handle(request, reply, completion)
+            name = _name_of(request)
+            how = "" if judged else " scribbled"
+            self._answers[name + how, "waits" if length == PENDING else ""] += 1
+            if length != PENDING and not 0 <= length <= room:
+                raise Broken(f"{length} bytes written to a chain with room for {room}")
+            if judged:
+                allowed.extend((self._place(view), len(view)) for view in reply if len(view))
+            return length
+
         try:
-            for _ in range(queue.pending()):
-                self.chains += 1
-                head, request, reply = queue.pop()
-                room = sum(map(len, reply))
-                completion = _Completion(self._completed, head)
-                length = self._server.handle(request, reply, completion)
-                self._answers["chain", "waits" if length == PENDING else ""] += 1
+            left = queue.pending()
+            while left:
+                completion = _Completion(self._completed)
+                if isinstance(queue, SplitQueue):
+                    left -= queue.serve(handle, completion, left)[0]
+                    continue
+                completion.head, request, reply = queue.pop()
+                length = handle(request, reply, completion)
                 if length != PENDING:
-                    if not 0 <= length <= room:
-                        raise Broken(f"{length} bytes written to a chain with room for {room}")
-                    queue.push(head, length)
-                if judged:
-                    allowed += [(self._place(view), len(view)) for view in reply if len(view)]
+                    queue.push(completion.head, length)
+                left -= 1
         except GuestError as error:
             self._answers["chain", type(error).__name__] += 1
             intact = False
@@ -451,14 +345,19 @@ class _Device:
         raise Broken("a segment lies outside of memory")
 
 
+def _name_of(request: Sequence[memoryview]) -> str:
+    row = BY_NUMBER.get(int.from_bytes(b"".join(request)[4:8], "little"))
+    return row.name if row is not None else "unknown"
+
+
 class _Completion:
     """Queues a request that waited, for the thread that owns the ring."""
 
-    __slots__ = ("_completed", "_head")
+    __slots__ = ("_completed", "head")
 
-    def __init__(self, completed: deque[tuple[int, int]], head: int) -> None:
+    def __init__(self, completed: deque[tuple[int, int]]) -> None:
         self._completed = completed
-        self._head = head
+        self.head = 0
 
     def __call__(self, length: int) -> None:
-        self._completed.append((self._head, length))
+        self._completed.append((self.head, length))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 import signal
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from harness.guest.errors import GuestUnavailable
+from harness.linux import die_with_parent
 
 QEMU_BINARY: Final = "qemu-system-x86_64"
 _QEMU_PACKAGE: Final = "qemu-system-x86"
@@ -28,7 +28,6 @@ KERNEL_ARGUMENTS: Final = (
     "cryptomgr.notests",
 )
 
-_PR_SET_PDEATHSIG: Final = 1
 _TERMINATE_SECONDS: Final = 5.0
 
 
@@ -187,12 +186,10 @@ def _option(value: str) -> str:
 
 
 def _die_with_parent() -> Callable[[], None]:
-    # Looked up before the fork: in the child of a process with threads only calls are safe.
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
     parent = os.getpid()
 
     def in_child() -> None:
-        prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
+        die_with_parent(signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)
 

@@ -1,9 +1,9 @@
 """The sandbox of a daemon that serves a shared directory.
 
-Reading order: ``errors``; ``syscall_numbers`` and ``linux`` (system calls); ``options`` with
-``capabilities``, ``idmaps`` and ``limits``; ``waiter`` (the processes around the daemon) and
-``sandbox``, which enters it. ``bpf`` and ``seccomp`` make filters, ``allowed`` is what the daemon
-may call, and ``collect`` a command that finds out what a program does call.
+Reading order: ``errors``; ``options`` with ``capabilities``, ``idmaps`` and ``limits``; ``waiter``
+(the processes around the daemon) and ``sandbox``, which enters it. ``bpf`` and ``seccomp`` make
+filters, ``allowed`` is what the daemon may call, and ``collect`` a command that finds out what a
+program does call.
 """
 
 from __future__ import annotations

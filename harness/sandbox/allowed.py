@@ -20,9 +20,11 @@ NEEDED: Final = {
         symlinkat syncfs unlinkat utimensat
     """,
     "extended attributes": """
-        fgetxattr flistxattr fremovexattr fsetxattr getxattrat listxattrat removexattrat setxattrat
+        fremovexattr getxattrat listxattrat removexattrat setxattrat
     """,
-    "extended attributes before Linux 6.13": "getxattr listxattr removexattr setxattr",
+    "extended attributes before Linux 6.13": """
+        fchdir getxattr listxattr removexattr setxattr
+    """,
     "inodes kept as file handles": "name_to_handle_at open_by_handle_at",
     "acting as the caller of a request": """
         capget capset getegid geteuid getgid getgroups getuid setfsgid setfsuid setgroups
@@ -31,8 +33,7 @@ NEEDED: Final = {
         accept4 getsockname getsockopt recvfrom recvmsg sendmsg sendto
     """,
     "waiting": """
-        clock_nanosleep epoll_create1 epoll_ctl epoll_pwait epoll_wait eventfd2 pipe2 poll ppoll
-        read write
+        clock_nanosleep epoll_create1 epoll_ctl epoll_pwait epoll_wait poll ppoll read write
     """,
     "memory shared for requests in flight": "memfd_create",
     # Only where there is no waiter outside to do it; no more can be unlinked than by unlinkat.

@@ -7,7 +7,7 @@ from errno import EINVAL
 from typing import Final
 
 from fsimpl.passthrough.oslib import capget, capset
-from harness.sandbox import linux
+from harness import linux
 from harness.sandbox.errors import SandboxError
 
 LOG = logging.getLogger(__name__)

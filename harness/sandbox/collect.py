@@ -22,11 +22,11 @@ from errno import EBADF, EINTR, ENOENT, ESRCH
 from pathlib import Path
 from typing import Final, NoReturn, TextIO
 
-from harness.sandbox import linux
+from harness import linux
 from harness.sandbox.bpf import Program
 from harness.sandbox.errors import SandboxError
 from harness.sandbox.seccomp import RET_USER_NOTIF
-from harness.sandbox.syscall_numbers import names
+from harness.syscall_numbers import names
 
 # id, pid, flags; nr, arch, instruction pointer, arguments
 _NOTIFICATION: Final = struct.Struct("=QIIiIQ6Q")

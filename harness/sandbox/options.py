@@ -8,7 +8,7 @@ from typing import Final
 
 from harness.sandbox.capabilities import parse_modcaps
 from harness.sandbox.errors import SandboxError
-from harness.sandbox.idmaps import IdMap, check_map
+from harness.sandbox.idmaps import IdMap, check_map, is_mapped
 
 MODES: Final = ("namespace", "chroot", "none")
 SECCOMP_MODES: Final = ("kill", "log", "trap", "none")
@@ -29,6 +29,9 @@ class SandboxOptions:
     """With a map there is a user namespace, even for root; a user always gets one. The default
     of a missing map is one's own id as 0."""
     gid_map: IdMap = ()
+    uid: int = 0
+    gid: int = 0
+    """Who the daemon becomes in the user namespace; one that is not 0 has to be in the maps."""
     modcaps: str = ""
     """As ``+sys_admin:-chown``."""
     rlimit_nofile: int | None = None
@@ -56,4 +59,13 @@ class SandboxOptions:
             raise SandboxError(f"--sandbox {self.mode} has no pivot_root to skip")
         check_map("--uid-map", self.uid_map)
         check_map("--gid-map", self.gid_map)
+        for option, extents, inside in (
+            ("uid", self.uid_map, self.uid),
+            ("gid", self.gid_map, self.gid),
+        ):
+            if inside and not is_mapped(extents, inside):
+                raise SandboxError(
+                    f"--{option} {inside}: the user namespace has no such id: "
+                    f"add it with --{option}-map"
+                )
         parse_modcaps(self.modcaps)

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from errno import EBUSY, ENOSYS, EPERM
 from typing import Final
 
-from fsimpl.passthrough.oslib import capget
-from harness.sandbox import capabilities, linux, seccomp
+from fsimpl.passthrough.oslib import capget, capset
+from harness import linux
+from harness.sandbox import capabilities, seccomp
 from harness.sandbox.allowed import POLICY
 from harness.sandbox.errors import SandboxError
 from harness.sandbox.idmaps import IdMap, MapWriter, is_mapped
@@ -173,7 +174,7 @@ def _enter_namespaces(
     with _explained("--shared-dir", path):
         os.chdir("/" if is_file else path)
     if maps is not None:
-        _become_root(*maps)
+        _become(options, *maps)
     with _explained("--sandbox namespace: unshare"):
         linux.unshare(abi.CLONE_NEWNS | abi.CLONE_NEWNET)
     with _explained("--sandbox namespace: making / a slave"):
@@ -210,13 +211,22 @@ def _unshare(maps: tuple[IdMap, IdMap] | None) -> None:
     writer.write()
 
 
-def _become_root(uid_map: IdMap, gid_map: IdMap) -> None:
-    """Of the user namespace, if that has one."""
-    with _explained("--sandbox namespace: becoming the namespace's root"):
-        if is_mapped(gid_map, 0):
-            os.setresgid(0, 0, 0)
-        if is_mapped(uid_map, 0):
-            os.setresuid(0, 0, 0)
+def _become(options: SandboxOptions, uid_map: IdMap, gid_map: IdMap) -> None:
+    """Who it is to be in the user namespace, with all capabilities there; root by default, if that
+    has one.
+    """
+    with _explained("--sandbox namespace: becoming another in the user namespace"):
+        # The kernel takes them from who ceases to be root.
+        linux.prctl(linux.PR_SET_KEEPCAPS, 1)
+        if is_mapped(gid_map, options.gid):
+            os.setresgid(options.gid, options.gid, options.gid)
+        if is_mapped(uid_map, options.uid):
+            os.setresuid(options.uid, options.uid, options.uid)
+        linux.prctl(linux.PR_SET_KEEPCAPS, 0)
+        _, permitted, inheritable = capget()
+        capset(permitted, permitted, inheritable)
+        # Who changes its id is not dumpable, and its /proc/self/fd the real root's.
+        linux.prctl(linux.PR_SET_DUMPABLE, 1)
         _drop_groups()
 
 

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from errno import EACCES, EINVAL, ENOSYS
 from typing import Any, Final
 
-from harness.sandbox import linux
+from harness import linux
 from harness.sandbox.bpf import JEQ_K, JGE_K, Program
 from harness.sandbox.errors import SandboxError
-from harness.sandbox.syscall_numbers import AUDIT_ARCH, names, numbers
+from harness.syscall_numbers import AUDIT_ARCH, names, numbers
 
 LOG = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Final, NoReturn
 
 from fsimpl.passthrough.oslib import capset
-from harness.sandbox import linux
+from harness import linux
 
 LOG = logging.getLogger(__name__)
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from harness.testbed import linux_agent
 from harness.testbed.host_syscalls import HostSyscalls, is_supported
+from harness.testbed.host_sysctls import HostSysctls
 from harness.testbed.state import State
 from harness.testbed.step import Step
 from harness.testbed.target import ROOT_OPTIONS, NoSuchTask, Target, TargetUnavailable
@@ -28,7 +29,6 @@ from vfs import abi
 _OBSERVER = "observer"
 # A call that takes longer is stuck; then the task is killed and the test told.
 _ANSWER_SECONDS = 30
-_SYSCTLS = Path("/proc/sys/fs")
 _NS_GET_PARENT = 0xB702
 
 
@@ -40,6 +40,7 @@ class Agent:
     """The interpreter that forks tasks; one serves any number of targets, one after another."""
 
     def __init__(self) -> None:
+        self.sysctls = HostSysctls()
         self.directory = tempfile.mkdtemp(prefix="dentry-testbed-")
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
@@ -153,7 +154,9 @@ class LinuxTarget(Target):
         self._observer = _Task(_OBSERVER, 0, self._connections[0])
         self._tasks: dict[str, _Task] = {}
         self._exited: set[str] = set()
-        self._old_sysctls: dict[str, int] = {}
+        self._sysctls = agent.sysctls
+        self._sysctls.acquire()
+        self._closed = False
         self._host = HostSyscalls()
         try:
             try:
@@ -306,22 +309,16 @@ class LinuxTarget(Target):
         """The kernel checks itself."""
 
     def sysctl(self, name: str) -> int:
-        return int(_sysctl(name).read_text())
+        return self._sysctls.get(name)
 
     def set_sysctl(self, name: str, value: int) -> None:
         """Of the whole host. Raises: TargetUnavailable if that is not ours to set."""
-        old = self.sysctl(name)
-        if value != old:
-            try:
-                _sysctl(name).write_text(str(value))
-            except OSError as error:
-                raise TargetUnavailable(f"fs.{name}: {error.strerror}") from None
-            self._old_sysctls.setdefault(name, old)
+        self._sysctls.set(name, value)
 
     def close(self) -> None:
-        for name, value in self._old_sysctls.items():
-            _sysctl(name).write_text(str(value))
-        self._old_sysctls.clear()
+        if self._closed:
+            return
+        self._closed = True
         try:
             self._observer.kill()
         finally:
@@ -329,6 +326,7 @@ class LinuxTarget(Target):
                 task.close()
             for connection in self._connections:
                 connection.close()
+            self._sysctls.release()
 
 
 def _has_every_id() -> bool:
@@ -337,10 +335,6 @@ def _has_every_id() -> bool:
         Path(f"/proc/self/{name}_map").read_text().split() == ["0", "0", "4294967295"]
         for name in ("uid", "gid")
     )
-
-
-def _sysctl(name: str) -> Path:
-    return _SYSCTLS / ("mount-max" if name == "mount_max" else name)
 
 
 def _contents(path: str) -> bytes:

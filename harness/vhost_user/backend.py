@@ -16,9 +16,10 @@ from harness.vhost_user.state import DeviceState, StateTransfer
 from harness.vhost_user.vring import Vring
 from harness.virtio import inflight
 from harness.virtio.dirty_log import DirtyLog
-from harness.virtio.inflight import InflightRegion
+from harness.virtio.inflight import InflightQueue, InflightRegion
 from harness.virtio.memory import GuestError, GuestMemory, MemoryRegion
 from harness.virtio.packed import PackedQueue
+from harness.virtio.packed_inflight import PackedInflightQueue
 from harness.virtio.queue import MAX_SIZE, SplitQueue
 from harness.wire import FuseHandler
 
@@ -241,6 +242,9 @@ class Backend:
         if changed & RING_FEATURES and any(v.queue is not None for v in self._vrings if v.started):
             raise Refused("the layout of rings cannot change while they are started")
         self._features = features
+        if changed & wire.VIRTIO_F_RING_PACKED:
+            # It is for rings of the other layout.
+            self._drop_inflight()
         self._log_dirty()
         if self._state is not None and changed & wire.VHOST_F_LOG_ALL:
             if features & wire.VHOST_F_LOG_ALL:
@@ -339,7 +343,8 @@ class Backend:
     def _get_inflight_fd(self, message: Message) -> Reply:
         _, _, num_queues, queue_size = wire.INFLIGHT.unpack_from(message.payload)
         self._check_inflight(num_queues, queue_size)
-        fd, size = inflight.create(num_queues, queue_size, self._features)
+        layout = self._inflight_layout
+        fd, size = inflight.create(num_queues, queue_size, self._features, layout)
         reply = wire.INFLIGHT.pack(size, 0, num_queues, queue_size)
         # QEMU takes none of another size than it sent.
         return Reply(reply.ljust(len(message.payload), b"\0"), fd)
@@ -349,13 +354,12 @@ class Backend:
             raise Refused("inflight memory without a descriptor")
         size, offset, num_queues, queue_size = wire.INFLIGHT.unpack_from(message.payload)
         self._check_inflight(num_queues, queue_size)
-        region = InflightRegion(message.fds[0], size, offset, num_queues, queue_size)
+        layout = self._inflight_layout
+        region = InflightRegion(message.fds[0], size, offset, num_queues, queue_size, layout)
         self._drop_inflight()
         self._inflight = region
 
     def _check_inflight(self, num_queues: int, queue_size: int) -> None:
-        if self._features & wire.VIRTIO_F_RING_PACKED:
-            raise Refused("inflight memory is for split rings")
         if not 0 < num_queues <= len(self._vrings) or not 0 < queue_size <= MAX_SIZE:
             raise Refused(f"inflight memory for {num_queues} queues of {queue_size}")
 
@@ -518,6 +522,10 @@ class Backend:
     @property
     def _layout(self) -> type[SplitQueue] | type[PackedQueue]:
         return PackedQueue if self._features & wire.VIRTIO_F_RING_PACKED else SplitQueue
+
+    @property
+    def _inflight_layout(self) -> type[InflightQueue] | type[PackedInflightQueue]:
+        return PackedInflightQueue if self._layout is PackedQueue else InflightQueue
 
     def _start(self, vring: Vring) -> None:
         vring.map(

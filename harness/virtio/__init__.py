@@ -4,7 +4,8 @@
 translates its addresses; `chain` walks a descriptor
 chain into segments of that memory; `queue` is the device's half of a split ring, made of both, and
 `packed` that of a packed one behind the same methods. `dirty_log` and `inflight` are memory shared
-with the VMM in which a device notes what it writes, and what it has taken. `driver` and
+with the VMM in which a device notes what it writes, and what it has taken; `packed_inflight` is the
+latter for packed rings. `driver` and
 `packed_driver` are the driver's halves, for tests, benchmarks and clients without a guest.
 
 Section numbers are those of the Virtual I/O Device (VIRTIO) specification, version 1.2.

@@ -75,12 +75,70 @@ class DriverMemory:
         os.close(self.fd)
 
 
-class DriverQueue:
-    """struct vring_virtqueue: chains laid out once in slots, offered and reaped many times.
+class DriverRing:
+    """What the driver's halves of a split and of a packed virtqueue have in common.
 
-    A slot is a fixed set of descriptors: one that points to a table of its own (INDIRECT_DESC),
-    or `chain_limit` neighbours. A request to the same buffers costs one store in the available
-    ring. `kick` and `call` are the eventfds, owned here.
+    Chains are laid out once in slots, offered and reaped many times. With INDIRECT_DESC a slot has
+    a table of its own. `kick` and `call` are the eventfds, owned here.
+    """
+
+    def __init__(
+        self,
+        memory: DriverMemory,
+        size: int,
+        *,
+        avail_size: int,
+        used_size: int,
+        indirect: bool,
+        event_idx: bool,
+        chain_limit: int,
+    ) -> None:
+        """`avail_size` and `used_size` are those of the areas that the driver and the device
+        write to.
+        """
+        self.memory = memory
+        self.size = size
+        self.indirect = indirect
+        self.event_idx = event_idx
+        self.chain_limit = chain_limit
+        self.descriptors = memory.allocate(16 * size)
+        self.avail_ring = memory.allocate(avail_size)
+        self.used_ring = memory.allocate(used_size)
+        self.table = memory.at(self.descriptors, 16 * size)
+        self._tables = memory.allocate(16 * chain_limit * size) if indirect else 0
+        self.kick = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.call = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    @property
+    def slots(self) -> int:
+        """How many slots there are."""
+        return self.size if self.indirect else self.size // self.chain_limit
+
+    def _count(self, readable: Sequence[Buffer], writable: Sequence[Buffer]) -> int:
+        """Raises: ValueError for more buffers than `chain_limit`, or none."""
+        count = len(readable) + len(writable)
+        if not 0 < count <= self.chain_limit:
+            raise ValueError(f"{count} buffers in a chain of at most {self.chain_limit}")
+        return count
+
+    def _slot_table(self, slot: int, count: int) -> tuple[int, memoryview]:
+        """The address of the slot's own table, and a view of its first `count` descriptors."""
+        table = self._tables + 16 * self.chain_limit * slot
+        return table, self.memory.at(table, 16 * count)
+
+    def _release(self, *views: memoryview) -> None:
+        """Let go of `views` and of what is ours."""
+        for view in (*views, self.table):
+            view.release()
+        os.close(self.kick)
+        os.close(self.call)
+
+
+class DriverQueue(DriverRing):
+    """struct vring_virtqueue: a split ring.
+
+    Without INDIRECT_DESC a slot is `chain_limit` neighbours of the table. A request to the same
+    buffers costs one store in the available ring.
     """
 
     START_BASE: Final = 0
@@ -94,31 +152,18 @@ class DriverQueue:
         event_idx: bool = True,
         chain_limit: int = 8,
     ) -> None:
-        self.memory = memory
-        self.size = size
-        self.indirect = indirect
-        self.event_idx = event_idx
-        self.chain_limit = chain_limit
-        self.descriptors = memory.allocate(16 * size)
-        self.avail_ring = memory.allocate(6 + 2 * size)
-        self.used_ring = memory.allocate(6 + 8 * size)
-        self.table = memory.at(self.descriptors, 16 * size)
+        super().__init__(
+            memory, size, avail_size=6 + 2 * size, used_size=6 + 8 * size,
+            indirect=indirect, event_idx=event_idx, chain_limit=chain_limit,
+        )  # fmt: skip
         self.avail = memory.at(self.avail_ring, 6 + 2 * size).cast("H")
         used = memory.at(self.used_ring, 6 + 8 * size)
         self.used_indices = used.cast("H")
         self.used = used[: 4 + 8 * size].cast("I")
-        self._tables = memory.allocate(16 * chain_limit * size) if indirect else 0
         self._mask = size - 1
         self.avail_idx = 0
         self.used_idx = 0
         self._published = 0
-        self.kick = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.call = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-
-    @property
-    def slots(self) -> int:
-        """How many slots there are."""
-        return self.size if self.indirect else self.size // self.chain_limit
 
     def lay_out(self, slot: int, readable: Sequence[Buffer], writable: Sequence[Buffer]) -> int:
         """Point `slot` at these buffers. Returns the head index to offer.
@@ -126,12 +171,10 @@ class DriverQueue:
         Raises:
             ValueError: more buffers than `chain_limit`, or none.
         """
-        count = len(readable) + len(writable)
-        if not 0 < count <= self.chain_limit:
-            raise ValueError(f"{count} buffers in a chain of at most {self.chain_limit}")
+        count = self._count(readable, writable)
         if self.indirect:
-            table, first, head = self._tables + 16 * self.chain_limit * slot, 0, slot
-            view = self.memory.at(table, 16 * count)
+            first, head = 0, slot
+            table, view = self._slot_table(slot, count)
             DESCRIPTOR.pack_into(self.table, 16 * slot, table, 16 * count, INDIRECT, 0)
         else:
             view, first = self.table, slot * self.chain_limit
@@ -200,7 +243,4 @@ class DriverQueue:
 
     def close(self) -> None:
         """Close the eventfds and let go of the memory."""
-        for view in (self.table, self.avail, self.used_indices, self.used):
-            view.release()
-        os.close(self.kick)
-        os.close(self.call)
+        self._release(self.avail, self.used_indices, self.used)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from typing import Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from harness.virtio.memory import GuestError
 from harness.virtio.sealing import settled_size
+
+if TYPE_CHECKING:
+    from harness.virtio.packed_inflight import PackedInflightQueue
+    from harness.virtio.queue import SplitQueue
 
 VERSION: Final = 1
 ALIGNMENT: Final = 64
@@ -29,32 +33,6 @@ class BadInflight(GuestError):
     """The region can't be mapped, or is not for this queue."""
 
 
-def region_size(queue_size: int) -> int:
-    """Bytes of one queue's part of the region."""
-    size = _HEADER.size + _ENTRY * queue_size
-    return -(-size // ALIGNMENT) * ALIGNMENT
-
-
-def create(num_queues: int, queue_size: int, features: int) -> tuple[int, int]:
-    """A new region for queues that are not used yet: its descriptor, which is the caller's, and
-    its size.
-
-    Raises:
-        OSError: from memfd_create(2), ftruncate(2).
-    """
-    step = region_size(queue_size)
-    fd = os.memfd_create("inflight", os.MFD_CLOEXEC)
-    try:
-        os.ftruncate(fd, step * num_queues)
-        header = _HEADER.pack(features, VERSION, queue_size, 0, 0)
-        for number in range(num_queues):
-            os.pwrite(fd, header, step * number)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd, step * num_queues
-
-
 class InflightQueue:
     """struct QueueRegionSplit: which chains of one split ring are being worked on.
 
@@ -71,6 +49,27 @@ class InflightQueue:
         self._words = view.cast("Q")
         self._size = size
         self._counter = 0
+
+    @staticmethod
+    def region_size(queue_size: int) -> int:
+        """Bytes of one queue's part of the region."""
+        size = _HEADER.size + _ENTRY * queue_size
+        return -(-size // ALIGNMENT) * ALIGNMENT
+
+    @staticmethod
+    def header(queue_size: int, features: int) -> bytes:
+        """What a new part begins with."""
+        return _HEADER.pack(features, VERSION, queue_size, 0, 0)
+
+    def resume(self, queue: SplitQueue) -> list[int]:
+        """Set `queue` behind what has been taken, and return what is to be taken again: `recover`.
+
+        Raises:
+            BadInflight: as `recover`.
+        """
+        found = self.recover(queue.size, queue.used_idx)
+        queue.next_avail = (queue.used_idx + len(found)) & 0xFFFF
+        return found
 
     def recover(self, size: int, used_idx: int) -> list[int]:
         """What has been taken and not given back by whoever served the ring before, oldest first.
@@ -121,19 +120,52 @@ class InflightQueue:
         self._halves[_HEADER_USED_IDX] = used_idx
 
 
+Layout: TypeAlias = "type[InflightQueue] | type[PackedInflightQueue]"
+
+
+def create(
+    num_queues: int, queue_size: int, features: int, layout: Layout = InflightQueue
+) -> tuple[int, int]:
+    """A new region for queues that are not used yet: its descriptor, which is the caller's, and
+    its size.
+
+    Raises:
+        OSError: from memfd_create(2), ftruncate(2).
+    """
+    step = layout.region_size(queue_size)
+    fd = os.memfd_create("inflight", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(fd, step * num_queues)
+        header = layout.header(queue_size, features)
+        for number in range(num_queues):
+            os.pwrite(fd, header, step * number)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, step * num_queues
+
+
 class InflightRegion:
-    """The shared memory of SET_INFLIGHT_FD: one `InflightQueue` for each ring."""
+    """The shared memory of SET_INFLIGHT_FD: a part for each ring, as `layout` has it."""
 
-    __slots__ = ("_mapping", "_num_queues", "_queue_size", "_view")
+    __slots__ = ("_layout", "_mapping", "_num_queues", "_queue_size", "_view")
 
-    def __init__(self, fd: int, size: int, offset: int, num_queues: int, queue_size: int) -> None:
+    def __init__(
+        self,
+        fd: int,
+        size: int,
+        offset: int,
+        num_queues: int,
+        queue_size: int,
+        layout: Layout = InflightQueue,
+    ) -> None:
         """Map `size` bytes from byte `offset` of the file `fd`, which is borrowed.
 
         Raises:
             BadInflight: `num_queues` queues of `queue_size` do not fit, `offset` is no multiple of
                 the page size, the file ends before the region does, or mmap(2) failed.
         """
-        if not 0 < num_queues * region_size(queue_size) <= size or offset % mmap.PAGESIZE:
+        if not 0 < num_queues * layout.region_size(queue_size) <= size or offset % mmap.PAGESIZE:
             raise BadInflight(f"{num_queues} queues of {queue_size} in {size} bytes at {offset:#x}")
         try:
             available = settled_size(fd)
@@ -145,13 +177,14 @@ class InflightRegion:
         self._view = memoryview(self._mapping)
         self._num_queues = num_queues
         self._queue_size = queue_size
+        self._layout = layout
 
-    def queue(self, index: int) -> InflightQueue | None:
+    def queue(self, index: int) -> InflightQueue | PackedInflightQueue | None:
         """The part of ring `index`, or None if the region has none for it."""
         if index >= self._num_queues:
             return None
-        step = region_size(self._queue_size)
-        return InflightQueue(self._view[index * step : (index + 1) * step], self._queue_size)
+        step = self._layout.region_size(self._queue_size)
+        return self._layout(self._view[index * step : (index + 1) * step], self._queue_size)
 
     def close(self) -> None:
         """Unmap now, or when the last ring that notes something in it lets go."""

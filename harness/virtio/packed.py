@@ -20,6 +20,7 @@ from harness.virtio.chain import (
 )
 from harness.virtio.memory import GuestMemory
 from harness.virtio.queue import MAX_SIZE, BadRing, fence
+from harness.wire import Recurring
 
 AVAIL: Final = 0x80
 USED: Final = 0x8000
@@ -40,6 +41,19 @@ class PackedTable(DescriptorTable):
     """
 
     __slots__ = ()
+
+    def walk_kept(self, content: bytes) -> Segments:
+        """The segments of a chain whose descriptors are `content`, kept from a ring.
+
+        Raises:
+            BadChain, BadAddress: as `walk_packed`.
+        """
+        address, length, _, flags = _UNPACK(content)
+        if flags & INDIRECT and len(content) == DESCRIPTOR.size:
+            return self._walk_indirect(address, length)
+        if any(flags & INDIRECT for _, _, _, flags in DESCRIPTOR.iter_unpack(content)):
+            raise BadChain("an indirect descriptor inside a chain")
+        return self._parse(content)
 
     def walk_packed(self, position: int, wrap: int) -> tuple[int, int, Segments]:
         """The chain at `position` of the ring, whose descriptors the driver has made available.
@@ -95,8 +109,9 @@ class PackedTable(DescriptorTable):
         if known is None:
             if len(self._known) >= MEMORISED_CHAINS:
                 self._known.clear()
-            known = self._known[content] = self._parse(content)
-        return known
+            request, reply = self._parse(content)
+            known = self._known[content] = None, Recurring(request), reply
+        return known[1], known[2]
 
     def _parse(self, table: bytes | memoryview) -> Segments:
         memory = self._memory
@@ -131,6 +146,7 @@ class PackedQueue:
         "_driver_event",
         "_event_idx",
         "_expected",
+        "_kept",
         "_last_used",
         "_lengths",
         "_log_event",
@@ -185,6 +201,8 @@ class PackedQueue:
         self._expected = AVAIL if self._wrap else USED
         self._last_used = self._moved = 0
         self._log_ring = self._log_event = 0
+        # Chains for `retake`: their descriptors, by head.
+        self._kept: dict[int, list[bytes]] = {}
 
     @staticmethod
     def check_size(size: int) -> None:
@@ -193,16 +211,31 @@ class PackedQueue:
             raise BadRing(f"queue size {size}")
 
     @property
+    def size(self) -> int:
+        """How many descriptors the ring has."""
+        return self._size
+
+    @property
+    def used_idx(self) -> int:
+        """Where the next used descriptor goes."""
+        return self._used
+
+    @property
+    def used_wrap(self) -> int:
+        """The wrap counter of `used_idx`."""
+        return self._used_wrap
+
+    @property
     def base(self) -> int:
         """Where a queue made anew goes on, as `__init__` takes it."""
         return self._next | self._wrap << 15 | self._used << 16 | self._used_wrap << 31
 
     def adopt(self, other: object) -> None:
         """Take the place of `other` of our class: the same ring, mapped anew."""
-        moved = self._moved
+        moved, kept = self._moved, self._kept
         for name in self.__slots__:
             setattr(self, name, getattr(other, name))
-        self._moved = moved
+        self._moved, self._kept = moved, kept
 
     def pending(self) -> int:
         """How many chains the driver has made available and `pop` has not taken.
@@ -244,9 +277,45 @@ class PackedQueue:
         self._next = at
         return buffer_id | count << 16, request, reply
 
+    def descriptors(self, head: int) -> bytes:
+        """Those of the chain `head`, the last one popped, as they are in the ring."""
+        count = head >> 16
+        words, start = self._words, self._next - count
+        if start >= 0:
+            return words[start << 3 : self._next << 3].tobytes()
+        return words[(start + self._size) << 3 :].tobytes() + words[: self._next << 3].tobytes()
+
+    def is_available(self, position: int, wrap: int) -> bool:
+        """Whether what is at `position` was made available in the round `wrap`, and not used."""
+        return self._words[(position << 3) + 7] & OWNER == (AVAIL if wrap else USED)
+
+    def restore(self, position: int, wrap: int, chains: Sequence[tuple[int, bytes]]) -> None:
+        """Go on where somebody else has used what is before `position` of the round `wrap`, and
+        has popped `chains` behind it: heads and descriptors, for `retake`.
+        """
+        self._used, self._used_wrap = position, wrap
+        self._next = position + sum(head >> 16 for head, _ in chains)
+        self._wrap = wrap
+        if self._next >= self._size:
+            self._next -= self._size
+            self._wrap ^= 1
+        self._expected = AVAIL if self._wrap else USED
+        self._kept.clear()
+        for head, table in chains:
+            self._kept.setdefault(head, []).append(table)
+
     def retake(self, head: int) -> tuple[int, Sequence[memoryview], Sequence[memoryview]]:
-        """Nobody can: what a driver made available has been overwritten since (BadChain)."""
-        raise BadChain(f"chain {head & 0xFFFF} is not in the ring any more")
+        """As `pop`, for a chain that somebody popped before us and never pushed (`restore`).
+
+        Raises:
+            BadChain, BadAddress: as `PackedTable.walk_packed`.
+        """
+        tables = self._kept[head]
+        table = tables.pop(0)
+        if not tables:
+            del self._kept[head]
+        request, reply = self._table.walk_kept(table)
+        return head, request, reply
 
     def push(self, head: int, length: int) -> None:
         """Give back the chain `head`, with `length` bytes written to its writable segments."""

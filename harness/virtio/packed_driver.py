@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from harness.virtio.chain import DESCRIPTOR, INDIRECT, NEXT, WRITE
-from harness.virtio.driver import Buffer, DriverMemory
+from harness.virtio.driver import Buffer, DriverMemory, DriverRing
 from harness.virtio.packed import (
     AVAIL,
     EVENT_DESCRIPTOR,
@@ -22,7 +22,7 @@ from harness.virtio.queue import fence
 _Descriptors = list[tuple[int, int, int]]
 
 
-class PackedDriverQueue:
+class PackedDriverQueue(DriverRing):
     """struct vring_virtqueue_packed: the interface of `DriverQueue`.
 
     A slot is a buffer id. Its descriptors are copied into the ring whenever it is offered, for
@@ -40,33 +40,20 @@ class PackedDriverQueue:
         event_idx: bool = True,
         chain_limit: int = 8,
     ) -> None:
-        self.memory = memory
-        self.size = size
-        self.indirect = indirect
-        self.event_idx = event_idx
-        self.chain_limit = chain_limit
-        self.descriptors = memory.allocate(16 * size)
-        self.avail_ring = memory.allocate(4)
-        self.used_ring = memory.allocate(4)
-        self.table = memory.at(self.descriptors, 16 * size)
+        super().__init__(
+            memory, size, avail_size=4, used_size=4,
+            indirect=indirect, event_idx=event_idx, chain_limit=chain_limit,
+        )  # fmt: skip
         self.driver_event = memory.at(self.avail_ring, 4).cast("H")
         self.device_event = memory.at(self.used_ring, 4).cast("H")
         self._words = self.table.cast("H")
         self._lengths = self.table.cast("I")
-        self._tables = memory.allocate(16 * chain_limit * size) if indirect else 0
         self._laid_out: dict[int, _Descriptors] = {}
         self._counts: dict[int, int] = {}
-        self.kick = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.call = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._next = self._used = 0
         self._wrap = self._used_wrap = 1
         self._added = 0
         self._withheld: tuple[int, int] | None = None
-
-    @property
-    def slots(self) -> int:
-        """How many slots there are."""
-        return self.size if self.indirect else self.size // self.chain_limit
 
     def lay_out(self, slot: int, readable: Sequence[Buffer], writable: Sequence[Buffer]) -> int:
         """Point `slot` at these buffers. Returns what to offer.
@@ -74,16 +61,13 @@ class PackedDriverQueue:
         Raises:
             ValueError: more buffers than `chain_limit`, or none.
         """
-        count = len(readable) + len(writable)
-        if not 0 < count <= self.chain_limit:
-            raise ValueError(f"{count} buffers in a chain of at most {self.chain_limit}")
+        count = self._count(readable, writable)
         descriptors = [
             (address, length, WRITE if number >= len(readable) else 0)
             for number, (address, length) in enumerate((*readable, *writable))
         ]
         if self.indirect:
-            table = self._tables + 16 * self.chain_limit * slot
-            view = self.memory.at(table, 16 * count)
+            table, view = self._slot_table(slot, count)
             for number, (address, length, flags) in enumerate(descriptors):
                 DESCRIPTOR.pack_into(view, 16 * number, address, length, 0, flags)
             descriptors = [(table, 16 * count, INDIRECT)]
@@ -169,7 +153,4 @@ class PackedDriverQueue:
 
     def close(self) -> None:
         """Close the eventfds and let go of the memory."""
-        for view in (self._words, self._lengths, self.table, self.driver_event, self.device_event):
-            view.release()
-        os.close(self.kick)
-        os.close(self.call)
+        self._release(self._words, self._lengths, self.driver_event, self.device_event)

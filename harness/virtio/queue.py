@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol, TypeVar
 
 from harness.virtio.chain import DescriptorTable
 from harness.virtio.memory import GuestError, GuestMemory
@@ -27,6 +27,15 @@ def fence() -> None:
     _FENCE.release()
 
 
+class HasHead(Protocol):
+    """What a chain that is being handled may be given back by."""
+
+    head: int
+
+
+_Completion = TypeVar("_Completion", bound=HasHead)
+
+
 class BadRing(GuestError):
     """The ring itself is not usable: its size, its alignment, or its indices."""
 
@@ -41,6 +50,7 @@ class SplitQueue:
     __slots__ = (
         "_avail",
         "_event_idx",
+        "_last",
         "_log_address",
         "_mask",
         "_signalled",
@@ -85,6 +95,7 @@ class SplitQueue:
         self._table = DescriptorTable(
             memory, memory.user_view(descriptors, 16 * size), size, indirect=indirect
         )
+        self._last = self._table.last
         self._size = size
         self._mask = size - 1
         self._event_idx = event_idx
@@ -97,6 +108,11 @@ class SplitQueue:
         """Raises BadRing unless `size` is a power of two up to 32768."""
         if not 0 < size <= MAX_SIZE or size & (size - 1):
             raise BadRing(f"queue size {size}")
+
+    @property
+    def size(self) -> int:
+        """How many entries the rings have."""
+        return self._size
 
     @property
     def base(self) -> int:
@@ -132,6 +148,10 @@ class SplitQueue:
         index = self.next_avail
         self.next_avail = (index + 1) & 0xFFFF
         head = self._avail[2 + (index & self._mask)]
+        if head in self._last:
+            place, descriptor, table, content, request, reply = self._last[head]
+            if place == descriptor and table == content:
+                return head, request, reply
         request, reply = self._table.walk(head)
         return head, request, reply
 
@@ -152,6 +172,53 @@ class SplitQueue:
         used[slot + 1] = head
         used[slot + 2] = length
         self.used_idx = self._used_indices[1] = (index + 1) & 0xFFFF
+
+    def serve(
+        self,
+        handle: Callable[[Sequence[memoryview], Sequence[memoryview], _Completion], int],
+        completion: _Completion,
+        limit: int,
+    ) -> tuple[int, Sequence[memoryview] | None]:
+        """`pop` up to `limit` chains, `handle` each, `push` it. Returns how many were popped.
+
+        Chains that come meanwhile are taken too. Fewer than `limit`: there are no more.
+        Before a chain is handled `completion.head` is its head. One whose `handle` returns a
+        negative length is not pushed and ends the burst; its writable segments are returned, too.
+        This is the loop of a busy ring: made of calls, it would cost a request another 0.1 us.
+
+        Raises:
+            BadRing: as `pending`.
+            BadChain, BadAddress: as `pop`; whatever `handle` raises, for the chain at
+                `completion.head`, which counts as taken and is not pushed.
+        """
+        avail, last, mask = self._avail, self._last, self._mask
+        used, used_indices = self._used, self._used_indices
+        index = self.next_avail
+        left = 0
+        for number in range(limit):
+            if not left:
+                left = self.pending()
+                if not left:
+                    return number, None
+            left -= 1
+            head = avail[2 + (index & mask)]
+            self.next_avail = index = (index + 1) & 0xFFFF
+            if head in last:
+                place, descriptor, table, content, request, reply = last[head]
+                if place != descriptor or table != content:
+                    request, reply = self._table.walk(head)
+            else:
+                request, reply = self._table.walk(head)
+            completion.head = head
+            length = handle(request, reply, completion)
+            if length < 0:
+                return number + 1, reply
+            at = self.used_idx
+            slot = (at & mask) << 1
+            used[slot + 1] = head
+            used[slot + 2] = length
+            self.used_idx = used_indices[1] = (at + 1) & 0xFFFF
+        return limit, None
 
     def must_signal(self) -> bool:
         """Whether the driver wants an interrupt for what was pushed since the last call."""

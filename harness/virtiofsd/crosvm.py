@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final, NoReturn
 
+from fsimpl.passthrough.owner_rules import parse_owner_rules
 from harness.cli.options import Parser
 from harness.errors import UsageError
 from harness.virtiofsd.config import (
@@ -104,8 +105,9 @@ def config_of(given: argparse.Namespace, *, euid: int = 0, egid: int = 0) -> Con
     sandbox = "namespace"
     if given.disable_sandbox:
         sandbox = "none" if skip else "chroot"
-        for option in ("uid_map", "gid_map"):
-            if getattr(given, option) is not None:
+        for option in ("uid_map", "gid_map", "uid", "gid"):
+            value = getattr(given, option)
+            if value is not None and (option, value) not in (("uid", "0"), ("gid", "0")):
                 name = option.replace("_", "-")
                 raise UsageError(f"--{name} and --disable-sandbox exclude each other")
     config = Config(
@@ -224,14 +226,11 @@ def _configured(config: Config, words: dict[str, str]) -> Config:
 
 
 def _ugid_map(name: str, text: str) -> tuple[str, ...]:
-    rows = tuple(row.strip() for row in text.split(";"))
-    for row in rows:
-        fields = row.split(" ")
-        if len(fields) != 6:
-            raise UsageError(f"{name}{row}: write it as 'GUID GGID HUID HGID UMASK PATH'")
-        for field in fields[:5]:
-            check_number(name, field, U32_MAX)
-    return rows
+    try:
+        parse_owner_rules(text)
+    except ValueError as error:
+        raise UsageError(f"{name}{error}") from None
+    return tuple(row.strip() for row in text.split(";"))
 
 
 def _id_map(option: str, text: str | None, own: int) -> IdMap:

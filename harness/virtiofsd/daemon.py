@@ -14,8 +14,10 @@ from harness.errors import UsageError
 from harness.fuse.server import FuseServer
 from harness.fuse.trace import TracingHandler
 from harness.sandbox import SandboxError, enter
+from harness.socket_file import SocketFile
 from harness.virtiofs import VirtioFsDevice
 from harness.virtiofsd import seams
+from harness.virtiofsd.allowlist import AllowlistServer
 from harness.virtiofsd.config import Config
 from harness.virtiofsd.life import (
     ACTIVATED_FD,
@@ -24,7 +26,6 @@ from harness.virtiofsd.life import (
     Notifier,
     PidFile,
     Signals,
-    SocketFile,
     configure_log,
     inherited_socket,
 )
@@ -44,7 +45,7 @@ def run(config: Config) -> int:
         UsageError: what was asked for can't be had.
     """
     seams.refuse_awaited(config)
-    seams.check_shared_directory(config.shared_dir)
+    seams.check_shared_directory(config)
     background = Background() if config.daemonize else None
     log_fd = configure_log(config.program, config.log_level, config.syslog)
     for line in config.deprecated:
@@ -80,6 +81,7 @@ class _Daemon:
         self._background = background
         self._log_fd = log_fd
         self._socket_file: SocketFile | None = None
+        self._allowlist_file: SocketFile | None = None
         self._pid_file: PidFile | None = None
         self._listens = True
         self._owner = os.getpid()
@@ -106,10 +108,13 @@ class _Daemon:
             device = VirtioFsDevice(server, config.tag, threads=config.thread_pool_size)
         except (OSError, RuntimeError) as error:
             raise UsageError(f"--thread-pool-size {config.thread_pool_size}: {error}") from None
+        allowlist = seams.allowlist_of(tree.root)
         with device:
             if self._background is not None:
                 self._background.ready()
             sandboxed.apply_seccomp()
+            if self._allowlist_file is not None and allowlist is not None:
+                AllowlistServer(self._allowlist_file.listener, allowlist).start()
             if not outside:
                 self._notifier.send("READY=1")
             connection = self._accept(sock)
@@ -126,8 +131,8 @@ class _Daemon:
         kept = [self._notifier.fileno(), self._log_fd]
         if self._background is not None:
             kept += self._background.filenos()
+        self._stack.callback(self._remove_files)
         if config.socket_path is not None:
-            self._stack.callback(self._remove_files)
             if config.pid_file:
                 self._pid_file = PidFile(config.socket_path + ".pid")
                 kept.append(self._pid_file.fd)
@@ -138,6 +143,11 @@ class _Daemon:
         else:
             sock, self._listens = inherited_socket(ACTIVATED_FD, "LISTEN_FDS=1")
         kept.append(sock.fileno())
+        if config.allowlist_socket_path is not None:
+            option = "--allowlist-socket-path"
+            path, kind = config.allowlist_socket_path, socket.SOCK_SEQPACKET
+            self._allowlist_file = SocketFile(path, option=option, kind=kind)
+            kept.append(self._allowlist_file.listener.fileno())
         return sock, tuple(fd for fd in kept if fd >= 0)
 
     def _accept(self, sock: socket.socket) -> socket.socket:
@@ -159,6 +169,8 @@ class _Daemon:
         # In a sandbox the names lead elsewhere, and who waits outside does it.
         if os.getpid() != self._owner:
             return
+        if self._allowlist_file is not None:
+            self._allowlist_file.remove()
         if self._pid_file is not None:
             self._pid_file.remove(self._socket_file)
             self._pid_file.close()

@@ -1,24 +1,22 @@
-"""A daemon's surroundings: its socket, its pid file, systemd, the log."""
+"""A daemon's surroundings: its pid file, systemd, the log."""
 
 from __future__ import annotations
 
 import fcntl
-import grp
 import logging
 import logging.handlers
 import os
 import signal
 import socket
-import stat
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from errno import EADDRINUSE, EAGAIN, ENOENT, ENOTCONN
+from errno import EAGAIN, ENOTCONN
 from types import TracebackType
 from typing import Final, NoReturn, Self
 
 from harness.errors import UsageError
-from harness.virtiofs import listen
+from harness.socket_file import SocketFile
 
 LOG = logging.getLogger(__name__)
 
@@ -34,40 +32,6 @@ _LEVELS: Final = {
     "trace": logging.DEBUG,
     "off": _OFF,
 }
-
-
-class SocketFile:
-    """A Unix socket that listens at a path, for its owner, or for the members of a group, too.
-
-    Closing it leaves the file, for the process that serves may not see it; `remove` does not.
-    """
-
-    def __init__(self, path: str, group: str | None = None) -> None:
-        """Raises: UsageError if the path or the group can't be had."""
-        gid = None if group is None else _group(group)
-        self.path = os.path.abspath(path)
-        try:
-            self.listener = listen(path)
-        except OSError as error:
-            raise UsageError(f"--socket-path {path}: {_explained(path, error)}") from None
-        found = os.stat(path)
-        self._identity = (found.st_dev, found.st_ino)
-        if gid is not None:
-            try:
-                os.chown(path, -1, gid)
-                # Not before: to the group that it had, the socket was never open.
-                os.chmod(path, 0o770)
-            except OSError as error:
-                self.remove()
-                self.listener.close()
-                raise UsageError(f"--socket-group {group}: {error.strerror}") from None
-
-    def remove(self) -> None:
-        """Unlink the file, unless it is another daemon's by now, or out of reach."""
-        with suppress(OSError):
-            found = os.stat(self.path)
-            if (found.st_dev, found.st_ino) == self._identity:
-                os.unlink(self.path)
 
 
 class PidFile:
@@ -300,24 +264,6 @@ class Background:
         if not os.read(reader, 1):
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         os._exit(status if status >= 0 else 128 - status)
-
-
-def _group(name: str) -> int:
-    try:
-        return grp.getgrnam(name).gr_gid
-    except (KeyError, ValueError):
-        raise UsageError(f"--socket-group {name}: there is no group of that name") from None
-
-
-def _explained(path: str, error: OSError) -> str:
-    if error.errno == EADDRINUSE:
-        if stat.S_ISSOCK(os.lstat(path).st_mode):
-            return "a daemon listens there: end it first, or choose another path"
-        return "something that is no socket is there: choose another path"
-    if error.errno == ENOENT:
-        return "No such directory: make it first"
-    # Python has words of its own, and no number, for a path that is too long.
-    return error.strerror or str(error)
 
 
 def _open_locked(path: str) -> int:

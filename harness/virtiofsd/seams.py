@@ -7,11 +7,14 @@ import stat
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from fsimpl.passthrough import PassthroughSuperblock
+from fsimpl.passthrough.allowlist import PathAllowlist
 from harness.errors import UsageError
 from harness.mountspec import MountSpec
 from harness.sandbox import SandboxError, SandboxOptions
 from harness.virtiofsd.config import Config
 from vfs import abi
+from vfs.mount import VirtualDentry
 
 RESERVED_DESCRIPTORS: Final = 609
 """What virtiofsd keeps for itself: 509 memory regions, and 100 more."""
@@ -29,14 +32,10 @@ AWAITED: Final = (
     Awaited("--migration-on-error", lambda c: c.migration_on_error != "abort"),
     Awaited("--migration-verify-handles", lambda c: c.migration_verify_handles),
     Awaited("--migration-confirm-paths", lambda c: c.migration_confirm_paths),
-    Awaited("--uid", lambda c: c.uid),
-    Awaited("--gid", lambda c: c.gid),
-    Awaited("--cfg ugid_map", lambda c: c.ugid_map),
-    Awaited("--cfg max_dynamic_perm", lambda c: c.max_dynamic_perm),
-    Awaited("--cfg max_dynamic_xattr", lambda c: c.max_dynamic_xattr),
-    Awaited("--allowlist-socket-path", lambda c: c.allowlist_socket_path),
 )
 """What `refuse_awaited` refuses. Whoever writes the effect of an option takes its row out."""
+
+_OF_DIRECTORIES: Final = ("announce_submounts", "noannounce_submounts", "inode_file_handles")
 
 MIGRATES: Final = False
 """Whether a device's state can be saved and loaded, which libvirt is told."""
@@ -61,6 +60,8 @@ def sandbox_options(config: Config, keep_fds: tuple[int, ...]) -> SandboxOptions
             mode=config.sandbox,
             uid_map=config.uid_map,
             gid_map=config.gid_map,
+            uid=config.uid,
+            gid=config.gid,
             modcaps=config.modcaps,
             rlimit_nofile=config.rlimit_nofile,
             seccomp=config.seccomp,
@@ -72,16 +73,20 @@ def sandbox_options(config: Config, keep_fds: tuple[int, ...]) -> SandboxOptions
         raise UsageError(str(error)) from None
 
 
-def check_shared_directory(path: str) -> None:
-    """Raises: UsageError if no directory is there."""
+def check_shared_directory(config: Config) -> None:
+    """Raises: UsageError if neither a directory nor a regular file is there, or if it is a file
+    and cannot be shared so.
+    """
+    path = config.shared_dir
     try:
         mode = os.stat(path).st_mode
     except OSError as error:
         raise UsageError(f"--shared-dir {path}: {error.strerror}") from None
     if stat.S_ISREG(mode):
-        raise UsageError(f"--shared-dir {path}: a file can't be shared yet: share its directory")
-    if not stat.S_ISDIR(mode):
-        raise UsageError(f"--shared-dir {path}: Not a directory")
+        if config.sandbox == "chroot":
+            raise UsageError(f"--shared-dir {path}: a file is no root: share it without chroot")
+    elif not stat.S_ISDIR(mode):
+        raise UsageError(f"--shared-dir {path}: neither a directory nor a regular file")
 
 
 def check_descriptors(config: Config, nofile: int) -> None:
@@ -123,19 +128,42 @@ def mount_options(config: Config) -> tuple[tuple[str, str | None], ...]:
         words.append(("negative_timeout", str(config.negative_timeout)))
     if config.privileged_quota_uids:
         words.append(("privileged_quota_uids", " ".join(map(str, config.privileged_quota_uids))))
+    for name in ("max_dynamic_perm", "max_dynamic_xattr"):
+        if getattr(config, name):
+            words.append((name, str(getattr(config, name))))
+    if config.allowlist_socket_path is not None:
+        words.append(("allowlist", None))
+    if config.ugid_map:
+        words.append(("ugid_map", ";".join(config.ugid_map)))
     # Last, because it may end with a backslash, which would take a comma behind it for its own.
     if config.xattrmap is not None:
         words.append(("xattrmap", config.xattrmap))
     return tuple(words)
 
 
+def allowlist_of(root: VirtualDentry) -> PathAllowlist | None:
+    """The list of the paths that may be seen, if the mount at ``root`` has one."""
+    superblock = root.dentry.superblock
+    if isinstance(superblock, PassthroughSuperblock) and superblock.paths is not None:
+        return superblock.paths.allowlist
+    return None
+
+
 def root_mount(config: Config, source: str) -> MountSpec:
-    """The mount of the shared directory, which is at ``source`` now, as the root."""
+    """The mount of the shared directory, which is at ``source`` now, as the root.
+
+    A file is the only one in its root: a client takes nothing but a directory for one.
+    """
+    options = mount_options(config)
+    if not os.path.isdir(source):
+        source, name = os.path.split(os.path.realpath(source))
+        one = (("only", name), ("noannounce_submounts", None), ("inode_file_handles", "never"))
+        options = (*one, *(word for word in options if word[0] not in _OF_DIRECTORIES))
     return MountSpec(
         text=f"type=passthrough,src={config.shared_dir},dst=/",
         type="passthrough",
         destination="/",
         source=source,
         flags=abi.MS_RDONLY if config.readonly else 0,
-        options=mount_options(config),
+        options=options,
     )

@@ -34,9 +34,10 @@ def _content_changed(file: FileDescription, cred: Credentials | None) -> None:
     inode = file.inode
     if inode.host_managed:
         return
-    kept = mode_after_write(inode, cred or file.cred)
-    if kept is not None:
-        inode.mode = inode.mode & abi.S_IFMT | kept
+    if inode.mode & (abi.S_ISUID | abi.S_ISGID):
+        kept = mode_after_write(inode, cred or file.cred)
+        if kept is not None:
+            inode.mode = inode.mode & abi.S_IFMT | kept
     inode.killpriv()
     modified(inode)
 
@@ -48,17 +49,26 @@ def vfs_read(
 
     Raises: EBADF (not open for reading), EISDIR, EINVAL, WouldBlock; the filesystem's.
     """
+    if file.unlocked_io:
+        if not file.readable:
+            raise oserror(errno.EBADF)
+        verify_area(buffers, offset)
+        return file.read(buffers, offset, flags)
+    with file.inode.superblock.vfs.lock:
+        return read_locked(file, buffers, offset, flags)
+
+
+def read_locked(
+    file: FileDescription, buffers: Sequence[memoryview], offset: int, flags: int = 0
+) -> int:
+    """``vfs_read`` of a file that is read under the VFS lock, by one who has it."""
     if not file.readable:
         raise oserror(errno.EBADF)
     verify_area(buffers, offset)
-    if file.unlocked_io:
-        return file.read(buffers, offset, flags)
-    inode = file.inode
-    with inode.superblock.vfs.lock:
-        count = file.read(buffers, offset, flags)
-        if not file.flags & abi.O_NOATIME:
-            touch_atime(file.mount, inode)
-        return count
+    count = file.read(buffers, offset, flags)
+    if not file.flags & abi.O_NOATIME:
+        touch_atime(file.mount, file.inode)
+    return count
 
 
 def vfs_write(
@@ -75,27 +85,53 @@ def vfs_write(
 
     Raises: EBADF, EFBIG, ENOSPC, WouldBlock; the filesystem's.
     """
+    if not file.unlocked_io:
+        with file.inode.superblock.vfs.lock:
+            return write_locked(file, buffers, offset, flags, cred)
     if not file.writable:
         raise oserror(errno.EBADF)
     verify_area(buffers, offset)
     if file.flags & abi.O_APPEND and not flags & abi.RWF_NOAPPEND:
         flags |= abi.RWF_APPEND
-    inode = file.inode
-    superblock = inode.superblock
-    is_regular = inode.is_regular
-    if file.unlocked_io:
-        count = file.write(buffers, offset, flags)
-    else:
-        with superblock.vfs.lock:
-            start = inode.size if flags & abi.RWF_APPEND else offset
-            if is_regular and start >= superblock.max_bytes:
-                raise oserror(errno.EFBIG)
-            count = file.write(buffers, offset, flags)
-            if count and is_regular:
-                _content_changed(file, cred)
-    if is_regular and (file.flags & abi.O_DSYNC or flags & (abi.RWF_DSYNC | abi.RWF_SYNC)):
-        vfs_fsync(file, not (file.flags & abi.O_SYNC == abi.O_SYNC or flags & abi.RWF_SYNC))
+    count = file.write(buffers, offset, flags)
+    if file.inode.is_regular and (
+        file.flags & abi.O_DSYNC or flags & (abi.RWF_DSYNC | abi.RWF_SYNC)
+    ):
+        _sync_written(file, flags)
     return count
+
+
+def write_locked(
+    file: FileDescription,
+    buffers: Sequence[memoryview],
+    offset: int,
+    flags: int = 0,
+    cred: Credentials | None = None,
+) -> int:
+    """``vfs_write`` to a file that is written under the VFS lock, by one who has it."""
+    if not file.writable:
+        raise oserror(errno.EBADF)
+    verify_area(buffers, offset)
+    file_flags = file.flags
+    if file_flags & abi.O_APPEND and not flags & abi.RWF_NOAPPEND:
+        flags |= abi.RWF_APPEND
+    inode = file.inode
+    is_regular = inode.mode & abi.S_IFMT == abi.S_IFREG
+    start = inode.size if flags & abi.RWF_APPEND else offset
+    if is_regular and start >= inode.superblock.max_bytes:
+        raise oserror(errno.EFBIG)
+    count = file.write(buffers, offset, flags)
+    if is_regular:
+        if count:
+            _content_changed(file, cred)
+        if file_flags & abi.O_DSYNC or flags & (abi.RWF_DSYNC | abi.RWF_SYNC):
+            _sync_written(file, flags)
+    return count
+
+
+def _sync_written(file: FileDescription, flags: int) -> None:
+    """Linux: ``generic_write_sync``."""
+    vfs_fsync(file, not (file.flags & abi.O_SYNC == abi.O_SYNC or flags & abi.RWF_SYNC))
 
 
 def vfs_fsync(file: FileDescription, datasync: bool) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def _check_name(name: bytes) -> None:
     """Raises: EINVAL for what cannot be a name; ENAMETOOLONG."""
-    if not name or b"\0" in name or b"/" in name:
+    if not name or 0 in name or 0x2F in name:
         raise oserror(errno.EINVAL)
     if len(name) > abi.NAME_MAX:
         raise oserror(errno.ENAMETOOLONG)
@@ -44,17 +44,19 @@ def _directory(parent: VirtualDentry) -> Inode:
 # Making names
 
 
-def _filename_create(parent: VirtualDentry, name: bytes, trailing: bool) -> Inode:
+def _filename_create(
+    parent: VirtualDentry, name: bytes, trailing: bool, absent: bool = False
+) -> Inode:
     """Linux: ``filename_create`` after its walk: ``name`` is free and may be written to disk.
 
-    Returns the directory. Raises: ENOTDIR, EEXIST, EINVAL, ENAMETOOLONG, ENOENT (``trailing``:
-    slashes after the name of what is no directory), EROFS.
+    ``absent``: the caller has just looked. Returns the directory. Raises: ENOTDIR, EEXIST, EINVAL,
+    ENAMETOOLONG, ENOENT (``trailing``: slashes after the name of what is no directory), EROFS.
     """
     directory = _directory(parent)
     if name in (b"", b".", b".."):
         raise oserror(errno.EEXIST)
     _check_name(name)
-    existing = step(parent.dentry, name)
+    existing = None if absent else step(parent.dentry, name)
     if existing is not None:
         existing.put()
         raise oserror(errno.EEXIST)
@@ -65,13 +67,17 @@ def _filename_create(parent: VirtualDentry, name: bytes, trailing: bool) -> Inod
 
 
 def _start_creating(
-    parent: VirtualDentry, name: bytes, cred: Credentials, trailing: bool = False
+    parent: VirtualDentry,
+    name: bytes,
+    cred: Credentials,
+    trailing: bool = False,
+    absent: bool = False,
 ) -> Inode:
     """``_filename_create``, then Linux's ``may_create``. Returns the directory.
 
     Raises: as ``_filename_create``; ENOENT (a deleted directory), EACCES, EPERM.
     """
-    directory = _filename_create(parent, name, trailing)
+    directory = _filename_create(parent, name, trailing, absent)
     may_create(parent.dentry, cred)
     return directory
 
@@ -88,15 +94,25 @@ def instantiate(parent: Dentry, name: bytes, inode: Inode) -> Dentry:
 
 
 def vfs_create(
-    parent: VirtualDentry, name: bytes, mode: int, cred: Credentials, umask: int = 0
+    parent: VirtualDentry,
+    name: bytes,
+    mode: int,
+    flags: int,
+    cred: Credentials,
+    umask: int = 0,
+    absent: bool = False,
 ) -> Dentry:
-    """A new regular file. ``mode``: permission bits; ``umask`` takes some of them away.
+    """A new regular file, which the caller opens next, with the open(2) ``flags``.
+
+    ``mode``: permission bits; ``umask`` takes some of them away. ``absent`` says that the caller,
+    holding the lock ever since, found no such name; where others make names too, they may have
+    made this one, and the filesystem finds out.
 
     Raises: ENOTDIR, EEXIST, EINVAL, ENAMETOOLONG, EROFS, ENOENT, EACCES; the filesystem's.
     """
-    directory = _start_creating(parent, name, cred)
+    directory = _start_creating(parent, name, cred, absent=absent)
     mode = prepare_mode(directory, abi.S_IFREG | mode & abi.S_IALLUGO, cred, umask)
-    return instantiate(parent.dentry, name, directory.create(name, mode, cred))
+    return instantiate(parent.dentry, name, directory.atomic_open(name, mode, flags, cred))
 
 
 def vfs_mkdir(parent: VirtualDentry, name: bytes, mode: int, cred: Credentials) -> Dentry:

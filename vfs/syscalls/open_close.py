@@ -157,7 +157,9 @@ class OpenSyscalls(SyscallBase):
 
     def _create_and_open(self, walk: Walk, flags: int, mode: int) -> FileDescription:
         parent = VirtualDentry(walk.mount, walk.dentry)
-        with vfs_create(parent, walk.last, mode, self.cred, self.fs.umask) as dentry:
+        with vfs_create(
+            parent, walk.last, mode, flags, self.cred, self.fs.umask, absent=True
+        ) as dentry:
             return vfs_open(walk.mount, dentry, flags & ~abi.O_TRUNC, self.cred, check=False)
 
     def _may_create_in_sticky(self, dir_mode: int, dir_uid: int, walk: Walk) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from fsimpl.passthrough import PassthroughSuperblock
+from harness.testbed.host_sysctls import host_sysctls
 from vfs import Credentials, VirtualFilesystem
 from vfs.task import Task
 
@@ -22,15 +23,15 @@ def shared(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def inside(vfs: VirtualFilesystem, shared: Path) -> Task:
+def inside(vfs: VirtualFilesystem, shared: Path) -> Iterator[Task]:
     """A task of root's, with umask 0, whose root is ``shared``; fs.protected_* are the host's."""
-    for name in ("symlinks", "hardlinks", "regular", "fifos"):
-        value = int(Path(f"/proc/sys/fs/protected_{name}").read_text())
-        setattr(vfs, f"protected_{name}", value)
-    with vfs.create_namespace("passthrough", source=bytes(shared)) as namespace:
-        task = vfs.create_task(namespace)
-    task.umask(0)
-    return task
+    with host_sysctls() as sysctls:
+        for name in ("symlinks", "hardlinks", "regular", "fifos"):
+            setattr(vfs, f"protected_{name}", sysctls.get(f"protected_{name}"))
+        with vfs.create_namespace("passthrough", source=bytes(shared)) as namespace:
+            task = vfs.create_task(namespace)
+        task.umask(0)
+        yield task
 
 
 @pytest.fixture

@@ -121,20 +121,20 @@ def use_a_tree(task: Task, known: list[tuple[Dentry, int]]) -> None:
 
 
 @pytest.mark.parametrize("mode", ["prefer", "mandatory"])
-def test_a_client_holds_twenty_thousand_files_with_a_thousand_descriptors(
+def test_a_client_holds_three_thousand_files_with_two_hundred_descriptors(
     mount_with: MountWith,
     shared: Path,
     limited: Callable[[int], None],
     holding: Callable[[Task], Held],
     mode: str,
 ) -> None:
-    limited(1024)
+    limited(200)
     task = mount_with(f"inode_file_handles={mode}")
     held = holding(task)
-    known = hold_a_tree(task, held, shared, 20, 1000)
-    assert open_descriptors() < 1024
+    known = hold_a_tree(task, held, shared, 20, 150)
+    assert open_descriptors() < 200
     use_a_tree(task, known)
-    assert len(superblock_of(task).inodes) == 20 * 1000 + 20 + 1
+    assert len(superblock_of(task).inodes) == 20 * 150 + 20 + 1
     os.close(os.open("/dev/null", os.O_RDONLY))
 
 

@@ -351,9 +351,9 @@ def test_identities_in_parallel_threads_without_the_vfs_lock_are_each_threads_ow
 
     def run(uid: int) -> None:
         with superblock.identity.assume(Credentials(uid, uid)):
-            inside_both.wait(10)
+            inside_both.wait(60)
             seen[uid] = (oslib.getfsuid(), oslib.getfsgid())
-            inside_both.wait(10)
+            inside_both.wait(60)
 
     threads = [threading.Thread(target=run, args=(uid,)) for uid in (1000, 1001)]
     for thread in threads:

@@ -77,7 +77,7 @@ def test_a_remount_changes_what_concerns_opens_to_come_and_nothing_else(
 @pytest.mark.parametrize(
     "options",
     [
-        "cache=sometimes", "cache", "writeback=1", "allow_mmap=x", "max_dynamic_perm=1",
+        "cache=sometimes", "cache", "writeback=1", "allow_mmap=x", "max_dynamic_perm=x",
         "max_dynamic_xattr=x", "privileged_quota_uids=a", "negative_timeout=", "nonsense",
         "nocache",
     ],

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fsimpl.passthrough import oslib
 from vfs import abi
 from vfs.task import Task
 
@@ -218,3 +219,25 @@ def test_what_the_host_sets_under_the_mapped_name_is_seen_inside(
     task = mount_with("xattrmap=:map::user.virtiofs.:")
     os.setxattr(shared / "f", "user.virtiofs.user.from_host", b"hello")
     assert task.getxattr("f", "user.from_host") == b"hello"
+
+
+@needs_root
+@pytest.mark.parametrize("proc", [b"/proc/self/fd", b"/nowhere"])
+def test_kernels_without_the_calls_for_descriptors_reach_every_kind_of_file(
+    mount_with: MountWith, shared: Path, monkeypatch: pytest.MonkeyPatch, proc: bytes
+) -> None:
+    monkeypatch.setattr(oslib, "HAS_XATTRAT", False)
+    monkeypatch.setattr(oslib, "_PROC_SELF_FD", proc)
+    (shared / "d").mkdir()
+    (shared / "link").symlink_to("d")
+    os.mkfifo(shared / "fifo")
+    task = mount_with("")
+    before = os.getcwd()
+    for name in ("d", "link", "fifo"):
+        task.setxattr(name, "trusted.a", b"1", follow=False)
+        assert os.getxattr(shared / name, "trusted.a", follow_symlinks=False) == b"1"
+        assert task.getxattr(name, "trusted.a", follow=False) == b"1"
+        assert b"trusted.a" in task.listxattr(name, follow=False)
+        task.removexattr(name, "trusted.a", follow=False)
+        assert b"trusted.a" not in task.listxattr(name, follow=False)
+        assert os.getcwd() == before

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 USER = 12345
@@ -74,6 +75,15 @@ class Running:
         )
 
     def __enter__(self) -> Running:
+        try:
+            self._look()
+        except BaseException:
+            self.process.kill()
+            self.process.communicate(timeout=60)
+            raise
+        return self
+
+    def _look(self) -> None:
         assert self.process.stdout is not None
         self.line = self.process.stdout.readline()
         if not self.line:
@@ -83,7 +93,6 @@ class Running:
         if os.readlink(f"/proc/{self.server}/ns/pid") != os.readlink("/proc/self/ns/pid"):
             self.server, self.init = self.init, self.server
         self.descendants = descendants(self.init)
-        return self
 
     def __exit__(self, *exc: object) -> None:
         self.process.kill()
@@ -113,8 +122,12 @@ class Running:
 
 
 def children(pid: int) -> list[int]:
-    """The children of a process."""
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """The children of a process; none if it has ended meanwhile."""
+    try:
+        words = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return [int(word) for word in words.split()]
 
 
 def descendants(pid: int) -> list[int]:
@@ -141,11 +154,11 @@ def is_gone(pid: int) -> bool:
 
 def wait_for_state(ancestor: int, name: str, state: str) -> None:
     """Return when a descendant of `ancestor` that is called `name` is in `state` (proc(5))."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         for pid in descendants(ancestor):
-            stat = Path(f"/proc/{pid}/stat").read_text()
-            if f"({name}) {state} " in stat:
-                return
+            with suppress(FileNotFoundError, ProcessLookupError):
+                if f"({name}) {state} " in Path(f"/proc/{pid}/stat").read_text():
+                    return
         time.sleep(0.01)
     raise AssertionError(f"no {name} in state {state}")

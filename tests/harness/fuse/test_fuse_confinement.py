@@ -185,7 +185,7 @@ def test_a_regular_file_that_would_wait_does_not_hold_up_the_server() -> None:
             handle = session.open(kmsg, os.O_RDONLY).fh
         except FuseError as error:
             pytest.skip(f"/proc/kmsg: {error}")
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         with pytest.raises(FuseError) as caught:
             while time.monotonic() < end:
                 session.read(handle, 0, 65536)
@@ -230,9 +230,11 @@ def test_nobody_gets_out_while_the_host_swaps_names_under_the_requests(
     thread.start()
     dice = random.Random(2)
     seen = set()
-    end = time.monotonic() + 2
+    deadline = time.monotonic() + 60
+    rounds = 0
     try:
-        while time.monotonic() < end:
+        while rounds < 1000 or (len(seen) < 3 and time.monotonic() < deadline):
+            rounds += 1
             name = b"n%d" % dice.randrange(3)
             try:
                 entry = session.lookup(ROOT, name)

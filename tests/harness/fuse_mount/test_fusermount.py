@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.fuse.dev_fuse import FuseMount
-from harness.fuse.host_mount import FUSECTL, HostMountError, MountOptions
+from harness.fuse.host_mount import HostMountError, MountOptions, have_fusectl
 
 if TYPE_CHECKING:
     from tests.harness.fuse_mount.conftest import OneFileServer
@@ -129,8 +129,7 @@ def test_a_user_may_abort_the_own_connection(user_directory: Path, one_file: One
             else:
                 raise AssertionError("the connection lives")
 
-    if not os.path.ismount(FUSECTL):
-        pytest.skip("fusectl is not mounted")
+    have_fusectl()
     assert UserProcess(serve).finish() == 0
     assert filesystem_at(user_directory) is None
 

@@ -444,7 +444,7 @@ def test_a_notification_that_waits_for_a_client_ends_with_the_connection(
     with Client() as client, FuseMount(tmp_path, one_file) as mount:
         assert client.size(f"{tmp_path}/file") == one_file.SIZE
         client.start(f"os.stat('{tmp_path}/block')")
-        assert one_file.blocked.wait(30)
+        assert one_file.blocked.wait(60)
         payload = abi.NOTIFY_INVAL_ENTRY_OUT.pack(1, 4, 0) + b"file\0"
         mount.post_notify(abi.NOTIFY_INVAL_ENTRY, payload)
         eventually(lambda: is_blocked("fuse-notifier"))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.fuse.opcodes import OPCODES
 from harness.fuzz.__main__ import SHARES, campaigns, main
 from harness.fuzz.campaign import Campaign, fuzz
 
@@ -22,6 +23,14 @@ def test_hostile_clients_break_nothing(target: str, cases: int, size: int, tmp_p
     assert report.cases == cases
     assert report.inputs >= cases * size // 2
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_requests_of_every_kind_change_while_they_are_read(tmp_path: Path) -> None:
+    report = fuzz(Campaign("virtio", 60, 400, 1), tmp_path, jobs=2)
+    assert not report.failures, [found.text for _, _, found in report.failures.values()]
+    kinds = {kind.removesuffix(" scribbled") for kind, _ in report.answers if " " in kind}
+    assert {row.name for row in OPCODES} <= kinds
 
 
 def test_the_same_seed_sends_the_same_requests(tmp_path: Path) -> None:

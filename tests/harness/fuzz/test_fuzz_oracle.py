@@ -22,8 +22,8 @@ from harness.fuzz.vhost_user import ConversationMaker, VhostUserFuzzer
 from harness.fuzz.virtio import VirtioFuzzer
 from harness.testbed.choices import Choices, RandomChoices
 from harness.testbed.strategies import DrawnChoices
-from harness.virtio.chain import DescriptorTable
-from harness.virtio.memory import BadAddress
+from harness.virtio.packed import PackedQueue
+from harness.virtio.queue import SplitQueue
 
 OP = {row.name: row.number for row in OPCODES}
 Handle = Callable[..., int]
@@ -35,6 +35,7 @@ STATFS = Request(3, OP["STATFS"], 1, (), 6, (16, 80), cuts=())
 SETTINGS = {
     "host": False, "default_permissions": True, "cache": "auto", "announce_submounts": True,
     "unique_inodes": None, "devices": "node", "local_locks": False, "notify": False,
+    "passthrough": "", "descriptors": 0,
 }  # fmt: skip
 
 
@@ -186,7 +187,7 @@ def test_a_bug_in_a_filesystem_is_found_cut_down_saved_and_found_again(
     found = report.add(result)
     assert found is not None and found.case is not None
     assert "ZeroDivisionError: as the test asked" in found.text
-    assert len(found.case.steps) <= 3
+    assert len(found.case.steps) <= 6
     again = run_case(fuzzer, campaign, 0)
     assert report.add(again) is None, "the same failure twice"
     ((path, numbers, _),) = report.failures.values()
@@ -215,33 +216,56 @@ def test_a_case_is_the_same_after_it_was_saved() -> None:
             load(text)
 
 
-def test_a_device_that_writes_where_it_was_not_told_to_is_found_out(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    real = DescriptorTable.walk
+each_ring = pytest.mark.parametrize(
+    ("kind", "method", "seed"),
+    [(SplitQueue, "serve", 4), (PackedQueue, "pop", 1)],
+)
 
-    def walk(self: DescriptorTable, head: int) -> Any:
+
+@each_ring
+def test_a_device_that_writes_where_it_was_not_told_to_is_found_out(
+    monkeypatch: pytest.MonkeyPatch, kind: type, method: str, seed: int
+) -> None:
+    real = getattr(kind, method)
+
+    def take(self: object, *arguments: object) -> Any:
         fuzzer.view[0x5000] ^= 1
-        return real(self, head)
+        return real(self, *arguments)
 
     fuzzer = VirtioFuzzer()
-    monkeypatch.setattr(DescriptorTable, "walk", walk)
-    outcome = fuzzer.run(RandomChoices(1), 20)
+    monkeypatch.setattr(kind, method, take)
+    outcome = fuzzer.run(RandomChoices(seed), 20)
+    assert outcome.case.settings["packed"] == (kind is PackedQueue)
     assert "the device wrote to 0x5000" in outcome.failure
     monkeypatch.undo()
     assert fuzzer.replay(outcome.case).failure == ""
     fuzzer.close()
 
 
-def test_a_device_that_chokes_on_a_chain_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def walk(self: DescriptorTable, head: int) -> Any:
-        raise IndexError(head)
+@each_ring
+def test_a_device_that_chokes_on_a_chain_is_found_out(
+    monkeypatch: pytest.MonkeyPatch, kind: type, method: str, seed: int
+) -> None:
+    def take(self: object, *arguments: object) -> Any:
+        raise IndexError
 
-    monkeypatch.setattr(DescriptorTable, "walk", walk)
+    monkeypatch.setattr(kind, method, take)
     fuzzer = VirtioFuzzer()
-    assert "IndexError" in fuzzer.run(RandomChoices(1), 20).failure
-    assert BadAddress.__name__ not in fuzzer.run(RandomChoices(1), 20).failure
+    assert "IndexError" in fuzzer.run(RandomChoices(seed), 20).failure
     fuzzer.close()
+
+
+@each_ring
+def test_most_of_what_guests_ask_through_a_ring_is_answered(
+    kind: type, method: str, seed: int
+) -> None:
+    fuzzer = VirtioFuzzer()
+    outcome = fuzzer.run(RandomChoices(seed), 400)
+    fuzzer.close()
+    assert outcome.case.settings["packed"] == (kind is PackedQueue)
+    assert outcome.failure == ""
+    answered = sum(number for (_, error), number in outcome.answers.items() if not error)
+    assert answered > 300
 
 
 def test_a_device_killed_by_memory_that_was_truncated_is_found_out(

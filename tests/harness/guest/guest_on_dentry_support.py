@@ -113,13 +113,13 @@ def serving(path: Path, *mounts: str, queues: int = 1) -> Iterator[subprocess.Po
             yield daemon
         finally:
             daemon.terminate()
-            _, messages = daemon.communicate(timeout=20)
+            _, messages = daemon.communicate(timeout=60)
     assert (daemon.returncode, messages) == (0, "")
 
 
 def _wait_for(path: Path) -> None:
     """Return when something listens at `path`: a frontend that has nothing to say tries it."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         with socket.socket(socket.AF_UNIX) as frontend:
             if frontend.connect_ex(str(path)) == 0:

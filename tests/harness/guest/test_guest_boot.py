@@ -181,8 +181,10 @@ def test_a_command_that_takes_too_long_is_killed_and_the_guest_lives_on(guest: G
 
 
 def test_background_output_does_not_disturb_the_next_commands_end(guest: Guest) -> None:
-    assert guest.run("(sleep 0.3; echo late) & echo early").stdout == b"early\n"
-    assert guest.run("sleep 1; echo next").stdout == b"late\nnext\n"
+    background = "until [ -e /tmp/go ]; do sleep 0.1; done; echo late; mv /tmp/go /tmp/gone"
+    assert guest.run(f"({background}) & echo early").stdout == b"early\n"
+    script = "touch /tmp/go; until [ -e /tmp/gone ]; do sleep 0.1; done; echo next; rm /tmp/gone"
+    assert guest.run(script).stdout == b"late\nnext\n"
 
 
 def test_output_streams_while_the_command_runs(guest: Guest) -> None:
@@ -203,7 +205,7 @@ def test_output_streams_while_the_command_runs(guest: Guest) -> None:
             stdin=source.fileno(),
             stdout=answer,
             stderr=heard.append,
-            timeout=20,
+            timeout=60,
         )
     assert (status, b"".join(heard)) == (5, b"sure? yes\ndone\n")
 
@@ -293,7 +295,7 @@ class Typist:
     def wait_for(self, text: bytes) -> None:
         """Read on until `text` has come, behind what was waited for before."""
         while text not in self._unread:
-            assert select.select([self._master], [], [], 20)[0], f"no {text!r} in {self.seen!r}"
+            assert select.select([self._master], [], [], 60)[0], f"no {text!r} in {self.seen!r}"
             data = os.read(self._master, 4096)
             self._unread += data
             self.seen += data
@@ -338,7 +340,7 @@ def test_a_terminal_has_a_size_job_control_and_a_way_out(config: GuestConfig) ->
         person.wait_for(b"ready> ")
         termios.tcsetwinsize(slave, (20, 60))
         os.kill(os.getpid(), signal.SIGWINCH)
-        person.type(b"sleep 0.3; stty size\r")
+        person.type(b"until stty size | grep '^20 60$'; do sleep 0.1; done\r")
         person.wait_for(b"20 60\r\n")
         person.type(b"exit 3\r")
 

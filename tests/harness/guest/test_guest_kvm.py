@@ -29,7 +29,7 @@ def runs(directory: Path) -> int:
 @pytest.mark.guest
 def test_the_boot_sector_reports_back_where_guests_run() -> None:
     assert QEMU is not None
-    assert kvm.boots_sector(Path(QEMU), kvm.TCG, timeout=30)
+    assert kvm.boots_sector(Path(QEMU), kvm.TCG, timeout=60)
 
 
 @pytest.mark.parametrize(("status", "works"), [(99, True), (0, False), (1, False), (134, False)])

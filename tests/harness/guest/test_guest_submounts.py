@@ -136,7 +136,7 @@ def machine() -> Iterator[tuple[Guest, Task, FuseServer]]:
                     yield guest, tree.task, server
             finally:
                 device.stop()
-                thread.join(30)
+                thread.join(60)
         assert not thread.is_alive()
         server.check()
         tree.vfs.check()

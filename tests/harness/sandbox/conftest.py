@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sandbox_support import USER, become_user, shared_directory
 
-from harness.sandbox import linux
+from harness import linux
 from vfs import abi
 
 

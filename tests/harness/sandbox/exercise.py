@@ -109,8 +109,10 @@ class Exercise:
             self.call("GETATTR", node, abi.GETATTR_IN.pack(0, 0, 0))
             self.call("LINK", top, abi.LINK_IN.pack(node) + b"hard\0")
             self.call("RENAME", top, abi.RENAME_IN.pack(top) + b"hard\0moved\0")
-            exchange = abi.RENAME2_IN.pack(top, 2, 0) + b"moved\0node\0"
-            self.call("RENAME2", top, exchange)
+            # Twice, for names of one file are exchanged without doing anything.
+            for _ in range(2):
+                exchange = abi.RENAME2_IN.pack(top, 2, 0) + b"moved\0link\0"
+                self.call("RENAME2", top, exchange)
             client.unlink(top, b"node")
             client.unlink(top, b"moved")
         handle = client.opendir(top)

@@ -18,9 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.sandbox import SandboxError, SandboxOptions, enter, linux
+from harness import linux
+from harness.sandbox import SandboxError, SandboxOptions, enter
 from harness.sandbox import sandbox as sandbox_module
-from harness.sandbox.syscall_numbers import number
+from harness.syscall_numbers import number
 
 USER = 1000
 Probe = Callable[..., Any]
@@ -79,6 +80,7 @@ class Process:
                 if uid:
                     become_user()
                 kept = options.pop("keep_fds", ())
+                options["uid"], options["gid"] = options.pop("inside", (0, 0))
                 wanted = SandboxOptions(
                     shared_dir=os.fspath(directory), keep_fds=(writing, *kept), **options
                 )
@@ -158,7 +160,7 @@ def wait_for_end(pidfd: int) -> None:
     """Until the process is gone, or a zombie; closes ``pidfd``."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
-    assert poll.poll(20_000), "still alive"
+    assert poll.poll(60_000), "still alive"
     os.close(pidfd)
 
 

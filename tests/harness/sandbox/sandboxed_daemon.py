@@ -1,5 +1,5 @@
 """A daemon in a sandbox, as a command: FD DIRECTORY MODE SECCOMP DATA, the mount's. It serves one
-connection.
+connection. With WITHOUT_XATTRAT in the environment it takes the kernel for one before 6.13.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 
-from fsimpl.passthrough import PassthroughType
+from fsimpl.passthrough import PassthroughType, oslib
 from harness.fuse.server import FuseServer
 from harness.sandbox import Sandboxed, SandboxOptions, enter
 from harness.virtiofs import VirtioFsDevice
@@ -38,6 +38,8 @@ def serve(sandboxed: Sandboxed, fd: int, data: str = "") -> None:
 
 def main(fd: int, directory: str, mode: str, seccomp: str, data: str) -> None:
     logging.basicConfig()
+    if "WITHOUT_XATTRAT" in os.environ:
+        oslib.HAS_XATTRAT = False  # type: ignore[misc]
     options = SandboxOptions(
         shared_dir=directory,
         mode=mode,

@@ -12,7 +12,8 @@ from typing import Any
 
 from sandbox_support import attempt, confined, syscall
 
-from harness.sandbox import Sandboxed, linux
+from harness import linux
+from harness.sandbox import Sandboxed
 from vfs import abi
 
 HOST_PATHS = ("/etc/passwd", "/root", "/proc/1/root", "/dev/null", "/sys", "/tmp")

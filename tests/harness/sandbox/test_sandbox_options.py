@@ -14,7 +14,8 @@ import pytest
 from sandbox_support import USER, Process, attempt, confined
 
 from fsimpl.passthrough.oslib import capget, capset
-from harness.sandbox import Sandboxed, SandboxError, SandboxOptions, limits, linux
+from harness import linux
+from harness.sandbox import Sandboxed, SandboxError, SandboxOptions, limits
 from harness.sandbox.capabilities import KEPT, NAMES, parse_modcaps
 from vfs import abi
 
@@ -201,6 +202,8 @@ def test_a_missing_shared_directory_is_named(tmp_path: Path) -> None:
         ({"mode": "none", "skip_pivot_root": True}, "no pivot_root to skip"),
         ({"uid_map": ((0, 0, 0),)}, "--uid-map: 0:0:0 is no range"),
         ({"gid_map": ((0, 0, 5), (4, 10, 1))}, "--gid-map: 4:10:1 meets another"),
+        ({"uid_map": ((0, 0, 5),), "uid": 5}, "--uid 5: the user namespace has no such id"),
+        ({"mode": "chroot", "gid": 1}, "--gid 1: the user namespace has no such id"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], complaint: str) -> None:
@@ -234,6 +237,45 @@ def test_one_can_stay_oneself_with_capabilities_reduced(shared: Path) -> None:
     ids, permitted = confined(probe, shared, uid=USER, uid_map=own, gid_map=own)
     assert ids == [USER] * 3
     assert permitted == [NAMES[cap] for cap in sorted(KEPT)]
+
+
+def test_one_can_be_another_inside_with_capabilities_reduced(shared: Path) -> None:
+    """crosvm's --uid and --gid."""
+    own = ((5000, USER, 1),)
+    os.chown(shared, USER, USER)
+
+    def probe(sandboxed: Sandboxed) -> Any:
+        os.close(os.open("/made", os.O_CREAT | os.O_WRONLY))
+        found = os.stat("/made")
+        os.open(str(sandboxed.root_fd), os.O_RDONLY, dir_fd=sandboxed.proc_self_fd)
+        return os.getresuid(), os.getresgid(), found.st_uid, capability_sets(sandboxed)
+
+    ids, gids, owner, sets = confined(
+        probe, shared, uid=USER, uid_map=own, gid_map=own, inside=(5000, 5000)
+    )
+    kept = [NAMES[cap] for cap in sorted(KEPT)]
+    assert (ids, gids, owner) == ([5000] * 3, [5000] * 3, 5000)
+    assert sets[0] == sets[1] == kept
+    assert os.stat(shared / "made").st_uid == USER
+
+
+def test_roots_daemon_can_be_one_of_many_ids(shared: Path) -> None:
+    extents = ((0, 100000, 10),)
+    os.chown(shared, 100005, 100006)
+
+    def probe(sandboxed: Sandboxed) -> Any:
+        os.close(os.open("/made", os.O_CREAT | os.O_WRONLY))
+        os.chown("/made", 7, 8)
+        os.open(str(sandboxed.root_fd), os.O_RDONLY, dir_fd=sandboxed.proc_self_fd)
+        return os.getresuid(), os.getresgid(), os.getgroups()
+
+    found = confined(
+        probe, shared, uid_map=extents, gid_map=extents, inside=(5, 6),
+        setup=lambda: os.setgroups([4]),
+    )  # fmt: skip
+    assert found == [[5] * 3, [6] * 3, []]
+    made = os.stat(shared / "made")
+    assert (made.st_uid, made.st_gid) == (100007, 100008)
 
 
 def test_root_maps_any_ids_itself(shared: Path) -> None:
@@ -282,7 +324,7 @@ def tools(shared: Path) -> Iterator[Callable[[], None]]:
 
     setup.start = thread.start  # type: ignore[attr-defined]
     yield setup
-    thread.join(20)
+    thread.join(60)
     assert not thread.is_alive()
 
 

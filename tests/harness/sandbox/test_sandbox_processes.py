@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from sandbox_support import Process, attempt, children, confined, die_by, wait_for_end
 
 from fsimpl.passthrough import oslib
+from harness import linux
 from harness.sandbox import Sandboxed
 
 
@@ -60,15 +62,35 @@ def test_a_signal_without_a_handler_ends_the_daemon(shared: Path, uid: int) -> N
         wait_for_end(pidfd)
 
 
+@pytest.fixture
+def orphans_come_to_us() -> Iterator[None]:
+    """Pid 1 may take its time to reap one, and the init of its pid namespace waits for that."""
+    linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
+    yield
+    linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 0)
+
+
+def reap(pids: list[int]) -> None:
+    deadline = time.monotonic() + 60
+    while pids:
+        pids = [pid for pid in pids if not os.waitpid(pid, os.WNOHANG)[0]]
+        assert time.monotonic() < deadline, f"still alive: {pids}"
+        time.sleep(0.001)
+
+
+@pytest.mark.usefixtures("orphans_come_to_us")
 def test_the_death_of_the_waiter_kills_the_daemon(shared: Path, uid: int) -> None:
     process, pidfds = started(shared, uid)
+    pids = children(process.pid)
     assert len(pidfds) == 2
     os.kill(process.pid, signal.SIGKILL)
     assert process.finish().code == -signal.SIGKILL
+    reap(pids)
     for pidfd in pidfds:
         wait_for_end(pidfd)
 
 
+@pytest.mark.usefixtures("orphans_come_to_us")
 def test_it_dies_too_after_acting_as_another_user(shared: Path) -> None:
     """setfsuid(2) revokes PR_SET_PDEATHSIG, and a daemon does it for every request."""
 
@@ -80,11 +102,11 @@ def test_it_dies_too_after_acting_as_another_user(shared: Path) -> None:
 
     process = Process(probe, shared, seccomp="none")
     assert os.read(process.reading, 1) == b" "
-    pidfds = [os.pidfd_open(pid) for pid in children(process.pid)]
+    pids = children(process.pid)
+    assert len(pids) == 2
     os.kill(process.pid, signal.SIGKILL)
     process.finish()
-    for pidfd in pidfds:
-        wait_for_end(pidfd)
+    reap(pids)
 
 
 def test_processes_that_the_daemon_left_are_killed_at_its_end(shared: Path, uid: int) -> None:

@@ -24,7 +24,7 @@ from sandboxed_daemon import serve
 from fsimpl.passthrough import PassthroughType
 from harness.sandbox import Sandboxed
 from harness.sandbox.seccomp import TRAP_STATUS
-from harness.sandbox.syscall_numbers import numbers
+from harness.syscall_numbers import numbers
 from harness.vhost_user.frontend import Frontend
 from harness.vhost_user.fuse_client import FuseClient
 
@@ -170,7 +170,7 @@ def client_of(sock: socket.socket) -> Iterator[FuseClient]:
     with Frontend(sock) as frontend:
         frontend.negotiate()
         frontend.share_memory()
-        client = FuseClient(frontend, timeout=20)
+        client = FuseClient(frontend, timeout=60)
         client.init(flags=0xFFFFFFFF, flags2=0x1FFF)
         yield client
         client.close()
@@ -211,6 +211,21 @@ def test_the_list_suffices_for_all_that_guests_ask(mode: str, data: str) -> None
                 client.credentials = credentials
                 Exercise(client, b"work", devices=credentials[0] == 0).run()
         assert os.listdir(shared) == ["file"]
+
+
+@can_be_told
+@pytest.mark.parametrize("mode", ["namespace", "chroot"])
+def test_extended_attributes_need_neither_proc_nor_new_calls(
+    monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    monkeypatch.setenv("WITHOUT_XATTRAT", "1")
+    with shared_directory(0) as shared:
+        # What a guest calls so is none of the daemon's descriptors.
+        (shared / "proc" / "self" / "fd").mkdir(parents=True)
+        with daemon(shared, mode, "kill") as client:
+            exercise = Exercise(client, b"work")
+            exercise.run()
+            assert not exercise.skipped & {"SETXATTR", "GETXATTR", "LISTXATTR", "REMOVEXATTR"}
 
 
 @can_be_told

@@ -11,11 +11,12 @@ from bpf_machine import run
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.errors import UsageError
 from harness.sandbox import bpf, seccomp
 from harness.sandbox.allowed import CHECKS, POLICY, REFUSED
 from harness.sandbox.errors import SandboxError
 from harness.sandbox.seccomp import Check, Policy, compile_filter
-from harness.sandbox.syscall_numbers import AUDIT_ARCH, names, number, numbers
+from harness.syscall_numbers import AUDIT_ARCH, names, number, numbers
 
 KILL = seccomp.RET_KILL_PROCESS
 machines = pytest.mark.parametrize("machine", sorted(AUDIT_ARCH))
@@ -145,7 +146,7 @@ def test_a_program_longer_than_the_kernel_takes_is_refused() -> None:
 
 
 def test_an_unknown_machine_is_told_what_to_do() -> None:
-    with pytest.raises(SandboxError, match="not of riscv64: run with --sandbox none"):
+    with pytest.raises(UsageError, match="not of riscv64: run with --sandbox none"):
         numbers("riscv64")
 
 

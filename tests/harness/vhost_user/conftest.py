@@ -30,6 +30,6 @@ def client(serving: Serving) -> Iterator[FuseClient]:
     with serving.frontend() as frontend:
         frontend.negotiate()
         frontend.share_memory()
-        client = FuseClient(frontend, depth=8, timeout=20)
+        client = FuseClient(frontend, depth=8, timeout=60)
         yield client
         client.close()

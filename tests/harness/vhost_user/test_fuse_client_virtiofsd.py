@@ -38,7 +38,7 @@ def client(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FuseClien
         with Frontend.connect(path, memory_size=32 << 20) as frontend:
             frontend.negotiate(indirect=indirect, event_idx=event_idx)
             frontend.share_memory()
-            client = FuseClient(frontend, depth=16, timeout=20)
+            client = FuseClient(frontend, depth=16, timeout=60)
             assert client.init().major == 7
             yield client
             client.close()

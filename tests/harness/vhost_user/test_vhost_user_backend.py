@@ -50,7 +50,7 @@ def test_requests_are_answered_whatever_was_negotiated(
             indirect=indirect, event_idx=event_idx, packed=packed, protocol_features=features
         )
         frontend.share_memory()
-        client = FuseClient(frontend, depth=8, timeout=20)
+        client = FuseClient(frontend, depth=8, timeout=60)
         assert client.init().minor == 38
         requests = [(ECHO, 1, b"%06d" % number) for number in range(2000)]
         replies = list(client.batch(requests, 6))
@@ -72,7 +72,7 @@ def test_legacy_frontend_without_protocol_features_has_its_rings_enabled(
         frontend.features = wire.VIRTIO_F_VERSION_1
         frontend.send(wire.SET_FEATURES, wire.U64.pack(frontend.features))
         frontend.share_memory()
-        assert FuseClient(frontend, depth=2, timeout=20).init().major == 7
+        assert FuseClient(frontend, depth=2, timeout=60).init().major == 7
 
 
 def test_inband_notifications_and_config_are_not_offered_without_a_tag(serving: Serving) -> None:
@@ -98,7 +98,7 @@ def test_every_request_queue_is_served() -> None:
     with serve_device(queues=4) as serving, connect(serving) as frontend:
         for index in range(1, 5):
             queue = frontend.start(index, 16, chain_limit=4)
-            client = FuseClient(frontend, depth=4, queue=queue, timeout=20)
+            client = FuseClient(frontend, depth=4, queue=queue, timeout=60)
             assert client.request(ECHO, 0, b"q%d" % index, 2) == (0, b"q%d" % index)
 
 
@@ -121,7 +121,7 @@ def test_parked_request_is_answered_from_another_thread(
     serving: Serving, client: FuseClient
 ) -> None:
     def answer() -> None:
-        serving.server.arrived.wait(20)
+        serving.server.arrived.wait(60)
         time.sleep(0.05)
         serving.server.answer_parked(0)
 
@@ -145,7 +145,7 @@ def test_no_completion_from_other_threads_is_lost(poll_limit_ns: int) -> None:
         threads = [threading.Thread(target=answer) for _ in range(2)]
         for thread in threads:
             thread.start()
-        client = FuseClient(frontend, depth=8, timeout=20)
+        client = FuseClient(frontend, depth=8, timeout=60)
         requests = [(PARK if number % 3 else ECHO, 1, b"%04d" % number) for number in range(900)]
         replies = list(client.batch(requests, 4))
         over.set()
@@ -160,7 +160,7 @@ def test_stopping_a_queue_drains_its_parked_request_first(
     queue = client.queue
     client._submit(client._slots[0], (PARK, 1, b""), 0)
     queue.publish()
-    assert serving.server.arrived.wait(20)
+    assert serving.server.arrived.wait(60)
     assert client.frontend.stop(1) == 1
     assert queue.has_used()
     _, length = queue.reap()
@@ -174,7 +174,7 @@ def test_stopping_waits_for_a_request_that_completes_by_itself(
     serving.server.drain_answers = False
     client._submit(client._slots[0], (PARK, 1, b""), 0)
     client.queue.publish()
-    assert serving.server.arrived.wait(20)
+    assert serving.server.arrived.wait(60)
     timer = threading.Timer(0.2, serving.server.answer_parked, (0,))
     timer.start()
     assert client.frontend.stop(1) == 1
@@ -233,7 +233,7 @@ def test_request_parked_over_a_change_of_memory_is_answered(
 ) -> None:
     client._submit(client._slots[0], (PARK, 1, b""), 0)
     client.queue.publish()
-    assert serving.server.arrived.wait(20)
+    assert serving.server.arrived.wait(60)
     frontend = client.frontend
     regions = frontend.memory.regions()
     table = wire.MEMORY_TABLE.pack(len(regions), 0)
@@ -273,7 +273,7 @@ def test_broken_ring_is_reported_and_the_daemon_serves_the_other(
         broken.publish()
         os.eventfd_write(broken.kick, 1)
         queue = frontend.start(2, 16, chain_limit=4)
-        client = FuseClient(frontend, depth=4, queue=queue, timeout=20)
+        client = FuseClient(frontend, depth=4, queue=queue, timeout=60)
         assert client.request(ECHO, 1, b"fine", 4) == (0, b"fine")
         assert not broken.has_used()
         assert len([r for r in caplog.records if "ring 1 is broken" in r.message]) == 1
@@ -332,7 +332,7 @@ def test_refused_request_is_answered_and_the_connection_goes_on(
         with pytest.raises(ProtocolError, match="refused"):
             frontend.tell(request_id, payload)
         frontend.share_memory()
-        assert FuseClient(frontend, depth=2, timeout=20).init().major == 7
+        assert FuseClient(frontend, depth=2, timeout=60).init().major == 7
 
 
 def test_refused_request_without_acknowledgement_ends_the_connection(serving: Serving) -> None:
@@ -365,20 +365,20 @@ def test_new_frontend_is_served_after_a_disconnect(tmp_path: Path) -> None:
     with serve_device(str(tmp_path / "sock")) as serving:
         for number in range(1, 4):
             with connect(serving) as frontend:
-                client = FuseClient(frontend, depth=2, timeout=20)
+                client = FuseClient(frontend, depth=2, timeout=60)
                 assert client.request(ECHO, 1, b"%d" % number, 1) == (0, b"%d" % number)
                 if number == 2:
                     client._submit(client._slots[0], (PARK, 1, b""), 0)
                     client.queue.publish()
-                    assert serving.server.arrived.wait(20)
-        deadline = time.monotonic() + 20
+                    assert serving.server.arrived.wait(60)
+        deadline = time.monotonic() + 60
         while serving.server.resets < 3 and time.monotonic() < deadline:
             time.sleep(0.001)
         assert serving.server.resets == 3
         # What was parked for the frontend that is gone may still complete, to no effect.
         serving.server.answer_parked(0)
         with connect(serving) as frontend:
-            client = FuseClient(frontend, depth=2, timeout=20)
+            client = FuseClient(frontend, depth=2, timeout=60)
             assert client.request(ECHO, 1, b"new", 3) == (0, b"new")
 
 
@@ -387,9 +387,9 @@ def test_second_frontend_waits_until_the_first_is_gone(tmp_path: Path) -> None:
         first = connect(serving)
         second = socket.socket(socket.AF_UNIX)
         second.connect(serving.path)
-        assert FuseClient(first, depth=2, timeout=20).init().major == 7
+        assert FuseClient(first, depth=2, timeout=60).init().major == 7
         first.close()
-        with Frontend(second, timeout=20) as frontend:
+        with Frontend(second, timeout=60) as frontend:
             frontend.negotiate()
             frontend.share_memory()
-            assert FuseClient(frontend, depth=2, timeout=20).init().major == 7
+            assert FuseClient(frontend, depth=2, timeout=60).init().major == 7

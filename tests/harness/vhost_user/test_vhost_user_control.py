@@ -132,7 +132,7 @@ def test_status_is_what_was_set(serving: Serving) -> None:
 def test_status_0_stops_the_rings_and_keeps_the_session(serving: Serving) -> None:
     """QEMU 8.0 sends it when a virtual machine is paused; the guest's mount goes on afterwards."""
     with connect(serving) as frontend:
-        client = FuseClient(frontend, depth=4, timeout=20)
+        client = FuseClient(frontend, depth=4, timeout=60)
         set_status(frontend, DRIVER_OK)
         client.request(ECHO, 1, b"x", 1)
         base = frontend.stop(1)
@@ -146,11 +146,11 @@ def test_status_0_stops_the_rings_and_keeps_the_session(serving: Serving) -> Non
 
 def test_nothing_is_written_to_guest_memory_after_status_0(serving: Serving) -> None:
     with connect(serving) as frontend:
-        client = FuseClient(frontend, depth=4, timeout=20)
+        client = FuseClient(frontend, depth=4, timeout=60)
         set_status(frontend, DRIVER_OK)
         client._submit(client._slots[0], (PARK, 1, b""), 0)
         client.queue.publish()
-        assert serving.server.arrived.wait(20)
+        assert serving.server.arrived.wait(60)
         set_status(frontend, 0)
         assert not serving.server.parked
         assert not client.queue.has_used()
@@ -164,7 +164,7 @@ def test_broken_ring_needs_a_reset_says_so_and_works_after_it(
 ) -> None:
     with connect(serving, packed=packed) as frontend:
         channel = frontend.open_channel()
-        client = FuseClient(frontend, depth=4, timeout=20)
+        client = FuseClient(frontend, depth=4, timeout=60)
         set_status(frontend, DRIVER_OK)
         queue = client.queue
         head = queue.lay_out(9, [(1 << 50, 40)], [])
@@ -176,7 +176,7 @@ def test_broken_ring_needs_a_reset_says_so_and_works_after_it(
         assert frontend.ask_u64(wire.GET_STATUS) == 0
         assert serving.server.resets == 1
         client.close()
-        client = FuseClient(frontend, depth=4, timeout=20)
+        client = FuseClient(frontend, depth=4, timeout=60)
         set_status(frontend, DRIVER_OK)
         assert client.request(ECHO, 1, b"new", 3) == (0, b"new")
         assert frontend.ask_u64(wire.GET_STATUS) == DRIVER_OK
@@ -186,7 +186,7 @@ def test_broken_ring_needs_a_reset_says_so_and_works_after_it(
 
 def test_layout_of_rings_cannot_change_under_a_started_one(serving: Serving) -> None:
     with connect(serving) as frontend:
-        client = FuseClient(frontend, depth=4, timeout=20)
+        client = FuseClient(frontend, depth=4, timeout=60)
         for bit in (wire.VIRTIO_F_RING_PACKED, wire.VIRTIO_RING_F_EVENT_IDX):
             with pytest.raises(ProtocolError):
                 frontend.tell(wire.SET_FEATURES, wire.U64.pack(frontend.features ^ bit))

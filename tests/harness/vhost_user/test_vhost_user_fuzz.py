@@ -23,9 +23,10 @@ from harness.vhost_user.state import DeviceState
 from harness.vhost_user.vring import Vring
 from harness.virtio.dirty_log import DirtyLog
 from harness.virtio.driver import GUEST_BASE, DriverMemory, DriverQueue
-from harness.virtio.inflight import InflightQueue, region_size
+from harness.virtio.inflight import InflightQueue
 from harness.virtio.memory import GuestMemory, MemoryRegion
 from harness.virtio.packed import PackedQueue
+from harness.virtio.packed_inflight import PackedInflightQueue
 from harness.virtio.queue import SplitQueue
 
 payloads = st.one_of(
@@ -168,7 +169,7 @@ def test_daemon_serves_the_next_frontend_after_each_kind_of_nonsense(tmp_path: P
             with serving.frontend() as frontend:
                 frontend.negotiate()
                 frontend.share_memory()
-                client = FuseClient(frontend, depth=2, timeout=20)
+                client = FuseClient(frontend, depth=2, timeout=60)
                 assert client.request(ECHO, 1, b"ok", 2) == (0, b"ok")
         assert serving.server.resets >= len(nonsense)
 
@@ -229,10 +230,10 @@ def test_random_rings_and_requests_never_raise_out_of_the_vring(
         os.ftruncate(fd, 1 << 16)
         log = DirtyLog(fd, 1 << 16, 0)
         os.close(fd)
-        if layout is SplitQueue:
-            room = bytearray(region_size(8))
-            room[: len(noise)] = noise[: len(room)]
-            inflight = InflightQueue(memoryview(room), 8)
+        kind = InflightQueue if layout is SplitQueue else PackedInflightQueue
+        room = bytearray(kind.region_size(8))
+        room[: len(noise)] = noise[: len(room)]
+        inflight = kind(memoryview(room), 8)
         vring.keep_log(log, prepared=True)
     vring.map(guest, layout, indirect=True, event_idx=True, inflight=inflight)
     for _ in range(3):
@@ -311,7 +312,7 @@ def test_peer_that_reads_no_replies_is_disconnected(tmp_path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as sock:
             while sock.connect_ex(serving.path):
                 time.sleep(0.001)
-            sock.settimeout(20)
+            sock.settimeout(60)
             request = wire.HEADER.pack(wire.GET_FEATURES, wire.VERSION, 0)
             with pytest.raises(OSError):
                 for _ in range(1_000_000):

@@ -68,18 +68,22 @@ def daemons(tmp_path: Path) -> Iterator[Daemons]:
     daemons.kill()
 
 
-def tracked(sock: socket.socket) -> tuple[Frontend, FuseClient]:
-    frontend = Frontend(sock, timeout=30)
-    frontend.negotiate(extra=wire.F_INFLIGHT_SHMFD)
+LAYOUTS = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+
+
+def tracked(sock: socket.socket, packed: bool = False) -> tuple[Frontend, FuseClient]:
+    frontend = Frontend(sock, timeout=60)
+    frontend.negotiate(packed=packed, extra=wire.F_INFLIGHT_SHMFD)
     frontend.share_memory()
     frontend.track_inflight(3, 256)
-    return frontend, FuseClient(frontend, depth=12, timeout=30, spin_ns=0)
+    return frontend, FuseClient(frontend, depth=12, timeout=60, spin_ns=0)
 
 
+@LAYOUTS
 def test_requests_in_flight_are_answered_once_and_in_order_by_the_next_daemon(
-    daemons: Daemons,
+    daemons: Daemons, packed: bool
 ) -> None:
-    frontend, client = tracked(daemons.start())
+    frontend, client = tracked(daemons.start(), packed)
     with frontend:
         slots = client._slots
         queue = client.queue
@@ -118,12 +122,13 @@ def test_requests_in_flight_are_answered_once_and_in_order_by_the_next_daemon(
         client.close()
 
 
+@LAYOUTS
 @pytest.mark.parametrize("seed", [1, 2])
 def test_daemon_killed_at_any_time_loses_nothing_and_answers_nothing_twice(
-    daemons: Daemons, seed: int
+    daemons: Daemons, seed: int, packed: bool
 ) -> None:
     chance = random.Random(seed)
-    frontend, client = tracked(daemons.start())
+    frontend, client = tracked(daemons.start(), packed)
     with frontend:
         queue = client.queue
         free = list(client._slots)
@@ -194,9 +199,10 @@ def write_lock(handle: int, owner: int) -> bytes:
     return struct.pack("<QQQQIIII", handle, owner, 0, whole, fcntl.F_WRLCK, owner, 0, 0)
 
 
-def test_stopped_and_resumed_ring_resubmits_nothing() -> None:
+@LAYOUTS
+def test_stopped_and_resumed_ring_resubmits_nothing(packed: bool) -> None:
     with serve_device() as serving:
-        frontend, client = tracked_in_process(serving)
+        frontend, client = tracked_in_process(serving, packed)
         with frontend:
             for number in range(5):
                 client.request(ECHO, 1, b"%d" % number, 1)
@@ -208,17 +214,18 @@ def test_stopped_and_resumed_ring_resubmits_nothing() -> None:
             client.close()
 
 
-def tracked_in_process(serving: Serving) -> tuple[Frontend, FuseClient]:
+def tracked_in_process(serving: Serving, packed: bool) -> tuple[Frontend, FuseClient]:
     frontend = serving.frontend()
-    frontend.negotiate(extra=wire.F_INFLIGHT_SHMFD)
+    frontend.negotiate(packed=packed, extra=wire.F_INFLIGHT_SHMFD)
     frontend.share_memory()
     frontend.track_inflight(2, 256)
-    return frontend, FuseClient(frontend, depth=8, timeout=20)
+    return frontend, FuseClient(frontend, depth=8, timeout=60)
 
 
-def test_ring_larger_than_its_inflight_memory_is_broken_and_reported() -> None:
+@LAYOUTS
+def test_ring_larger_than_its_inflight_memory_is_broken_and_reported(packed: bool) -> None:
     with serve_device() as serving, serving.frontend() as frontend:
-        frontend.negotiate(extra=wire.F_INFLIGHT_SHMFD)
+        frontend.negotiate(packed=packed, extra=wire.F_INFLIGHT_SHMFD)
         frontend.share_memory()
         frontend.track_inflight(2, 64)
         err = os.eventfd(0)
@@ -252,8 +259,15 @@ def test_inflight_memory_that_does_not_fit_is_refused(payload: bytes) -> None:
             os.close(fd)
 
 
-def test_inflight_memory_is_refused_for_packed_rings() -> None:
+def test_inflight_memory_of_the_other_layout_is_forgotten() -> None:
     with serve_device() as serving, serving.frontend() as frontend:
-        frontend.negotiate(packed=True, extra=wire.F_INFLIGHT_SHMFD)
-        with pytest.raises(ProtocolError):
-            frontend.tell(wire.GET_INFLIGHT_FD, wire.INFLIGHT.pack(0, 0, 2, 64))
+        frontend.negotiate(extra=wire.F_INFLIGHT_SHMFD)
+        frontend.share_memory()
+        frontend.track_inflight(2, 64)
+        frontend.tell(wire.SET_FEATURES, wire.U64.pack(frontend.features))
+        packed = frontend.features | wire.VIRTIO_F_RING_PACKED
+        frontend.tell(wire.SET_FEATURES, wire.U64.pack(packed))
+        frontend.features = packed
+        client = FuseClient(frontend, depth=8, timeout=20)
+        assert client.request(ECHO, 1, b"x", 1) == (0, b"x")
+        client.close()

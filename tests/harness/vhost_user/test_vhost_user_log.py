@@ -26,7 +26,7 @@ class Watched:
         self.frontend: Frontend = serving.frontend(**options)
         self.frontend.negotiate(packed=packed, extra=wire.F_LOG_SHMFD)
         self.frontend.share_memory()
-        self.client = FuseClient(self.frontend, depth=8, timeout=20)
+        self.client = FuseClient(self.frontend, depth=8, timeout=60)
         self.before = bytes(self.frontend.memory.view)
 
     def changed(self) -> set[int]:
@@ -132,7 +132,7 @@ def test_answer_to_a_request_from_before_logging_is_logged(serving: Serving, pac
     with watched.frontend as frontend:
         watched.submit(PARK, b"", 2 * PAGE)
         watched.client.queue.publish()
-        assert serving.server.arrived.wait(20)
+        assert serving.server.arrived.wait(60)
         frontend.start_log()
         frontend.dirty_pages()
         watched.changed()

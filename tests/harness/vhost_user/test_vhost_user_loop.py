@@ -57,7 +57,7 @@ def test_no_request_is_lost_whether_the_ring_is_watched_or_not(poll_limit_ns: in
     with serve_device(poll_limit_ns=poll_limit_ns) as serving, serving.frontend() as frontend:
         frontend.negotiate()
         frontend.share_memory()
-        client = FuseClient(frontend, depth=8, timeout=20, spin_ns=0)
+        client = FuseClient(frontend, depth=8, timeout=60, spin_ns=0)
         for depth in (1, 2, 8):
             requests = [(ECHO, 1, b"%06d" % number) for number in range(2000)]
             replies = list(client.batch(requests, 6, depth))

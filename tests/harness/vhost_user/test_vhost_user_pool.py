@@ -45,7 +45,7 @@ class BlockingServer(EchoServer):
             with self.lock:
                 self.threads.add(threading.get_ident())
             self.inside.release()
-            assert self.gate.acquire(timeout=20)
+            assert self.gate.acquire(timeout=60)
             unique = int.from_bytes(request[0][8:16], "little")
             return self.answer(unique, reply, 0)
         return super().handle(request, reply, completion)
@@ -63,7 +63,7 @@ def connect(serving: Serving, packed: bool = False) -> tuple[Frontend, FuseClien
     frontend = serving.frontend()
     frontend.negotiate(packed=packed)
     frontend.share_memory()
-    return frontend, FuseClient(frontend, depth=8, timeout=20)
+    return frontend, FuseClient(frontend, depth=8, timeout=60)
 
 
 def submit(client: FuseClient, number: int, opcode: int, payload: bytes = b"") -> int:
@@ -83,7 +83,7 @@ def test_requests_that_block_are_overtaken_and_run_side_by_side(
     with frontend:
         heads = {submit(client, number, BLOCK) for number in range(3)}
         for _ in heads:
-            assert server.inside.acquire(timeout=20)
+            assert server.inside.acquire(timeout=60)
         assert len(server.threads) == 3
         slot = client._slots[5]
         for number in range(50):
@@ -128,7 +128,7 @@ def test_request_that_a_worker_parks_is_answered_later(serving: Serving) -> None
     frontend, client = connect(serving)
     with frontend:
         submit(client, 0, PARK)
-        assert serving.server.arrived.wait(20)
+        assert serving.server.arrived.wait(60)
         serving.server.answer_parked(0)
         client._wait()
         assert client._slots[0].result(client.queue.reap()[1]) == (0, b"")
@@ -142,7 +142,7 @@ def test_stopping_a_queue_waits_for_its_blocked_requests(serving: Serving, packe
     frontend, client = connect(serving, packed)
     with frontend:
         submit(client, 0, BLOCK)
-        assert server.inside.acquire(timeout=20)
+        assert server.inside.acquire(timeout=60)
         timer = threading.Timer(0.1, server.gate.release)
         timer.start()
         base = frontend.stop(1)
@@ -162,7 +162,7 @@ def test_reset_waits_for_what_runs_and_drops_what_has_not_begun(serving: Serving
         for number in range(5):
             submit(client, number, BLOCK)
         for _ in range(3):
-            assert server.inside.acquire(timeout=20)
+            assert server.inside.acquire(timeout=60)
         timer = threading.Timer(0.1, server.gate.release, (3,))
         timer.start()
         frontend.tell(wire.RESET_DEVICE)
@@ -184,7 +184,7 @@ def test_session_is_reset_after_its_last_request_has_returned(tmp_path: Path) ->
         # One runs when the frontend goes; the other may begin before the device has noticed.
         submit(client, 0, BLOCK)
         submit(client, 1, BLOCK)
-        assert server.inside.acquire(timeout=20)
+        assert server.inside.acquire(timeout=60)
         client.close()
         frontend.close()
         order.append("returned")
@@ -211,7 +211,7 @@ def test_queues_are_served_side_by_side_and_each_has_its_own_replies() -> None:
                 depth=4,
                 queue=frontend.start(index, 16, chain_limit=4),
                 buffer_size=4096,
-                timeout=20,
+                timeout=60,
             )
             for index in range(1, 5)
         ]
@@ -237,7 +237,7 @@ def test_pool_log_and_inflight_memory_work_together(packed: bool) -> None:
             frontend.share_memory()
             if not packed:
                 frontend.track_inflight(2, 256)
-            client = FuseClient(frontend, depth=8, timeout=20)
+            client = FuseClient(frontend, depth=8, timeout=60)
             frontend.start_log()
             server, over = serving.server, threading.Event()
 

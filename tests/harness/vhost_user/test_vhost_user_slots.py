@@ -56,7 +56,7 @@ def test_there_are_509_slots_and_no_more(serving: Serving, memory_fd: int) -> No
             frontend.tell(wire.ADD_MEM_REG, region(1 << 60, 4096), memory_fd)
         frontend.tell(wire.REM_MEM_REG, region(1 << 33, 4096))
         frontend.tell(wire.ADD_MEM_REG, region(1 << 60, 4096), memory_fd)
-        client = FuseClient(frontend, depth=4, timeout=20)
+        client = FuseClient(frontend, depth=4, timeout=60)
         assert client.request(ECHO, 1, b"full", 4) == (0, b"full")
         client.close()
 
@@ -79,7 +79,7 @@ def test_region_that_cannot_be_is_refused_and_the_others_stay(
     serving: Serving, memory_fd: int, guest: int, size: int, offset: int
 ) -> None:
     with connect(serving) as frontend:
-        client = FuseClient(frontend, depth=4, timeout=20)
+        client = FuseClient(frontend, depth=4, timeout=60)
         user = (guest + HIGH) % (1 << 64)
         payload = wire.SINGLE_REGION.pack(0, guest, size, user, offset)
         with pytest.raises(ProtocolError):
@@ -93,7 +93,7 @@ def test_region_that_cannot_be_is_refused_and_the_others_stay(
 @LAYOUTS
 def test_ring_whose_region_goes_waits_until_it_comes_back(serving: Serving, packed: bool) -> None:
     with connect(serving, packed) as frontend:
-        client = FuseClient(frontend, depth=4, timeout=20)
+        client = FuseClient(frontend, depth=4, timeout=60)
         client.request(ECHO, 1, b"x", 1)
         payload = wire.SINGLE_REGION.pack(0, *frontend.memory.regions()[0])
         frontend.tell(wire.REM_MEM_REG, payload)
@@ -116,10 +116,10 @@ def test_answer_reaches_memory_that_was_taken_away_meanwhile(
     serving: Serving, packed: bool
 ) -> None:
     with connect(serving, packed) as frontend:
-        client = FuseClient(frontend, depth=4, timeout=20)
+        client = FuseClient(frontend, depth=4, timeout=60)
         client._submit(client._slots[0], (PARK, 1, b""), 0)
         client.queue.publish()
-        assert serving.server.arrived.wait(20)
+        assert serving.server.arrived.wait(60)
         payload = wire.SINGLE_REGION.pack(0, *frontend.memory.regions()[0])
         frontend.tell(wire.REM_MEM_REG, payload)
         serving.server.answer_parked(0)
@@ -135,7 +135,7 @@ def test_memory_replaced_under_requests_loses_none(packed: bool) -> None:
     with serve_device(threads=2, pooled={ECHO}) as serving:
         frontend = connect(serving, packed, slots=False)
         with frontend:
-            client = FuseClient(frontend, depth=8, timeout=20)
+            client = FuseClient(frontend, depth=8, timeout=60)
             payload, fds = table(frontend)
             over = threading.Event()
             moved = 0

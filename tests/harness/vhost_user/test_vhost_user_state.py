@@ -40,7 +40,7 @@ class Bytes(DeviceState):
             left = memoryview(self.content)
             while left:
                 left = left[os.write(fd, left) :]
-            assert self.gate.wait(20)
+            assert self.gate.wait(60)
             if self.error is not None:
                 raise self.error
         except OSError as error:
@@ -92,7 +92,7 @@ def test_state_saved_by_one_device_is_loaded_by_another(state: Bytes, serving: S
             file.write(saved)
         assert target.check_state()
         # The device works, and can be saved in its turn.
-        client = FuseClient(target, depth=2, timeout=20)
+        client = FuseClient(target, depth=2, timeout=60)
         assert client.request(ECHO, 1, b"x", 1) == (0, b"x")
         client.close()
         for index in (0, 1):

@@ -76,7 +76,7 @@ def test_listening_socket_from_elsewhere_is_served_and_left_open(tmp_path: Path)
         with Frontend.connect(path) as frontend:
             frontend.negotiate()
             frontend.share_memory()
-            client = FuseClient(frontend, depth=2, timeout=20)
+            client = FuseClient(frontend, depth=2, timeout=60)
             assert client.request(ECHO, 1, b"x", 1) == (0, b"x")
         device.stop()
         thread.join()

@@ -13,7 +13,7 @@ from harness.vhost_user.fuse_client import FuseClient
 
 def stop_when_it_waits(serving: Serving) -> threading.Thread:
     def stop() -> None:
-        serving.server.arrived.wait(20)
+        serving.server.arrived.wait(60)
         serving.device.stop()
 
     thread = threading.Thread(target=stop)
@@ -25,7 +25,7 @@ def test_a_device_that_is_stopped_answers_what_waits() -> None:
     with serve_device() as serving, serving.frontend() as frontend:
         frontend.negotiate()
         frontend.share_memory()
-        client = FuseClient(frontend, depth=2, timeout=20)
+        client = FuseClient(frontend, depth=2, timeout=60)
         thread = stop_when_it_waits(serving)
         assert client.request(PARK, 1, b"", 64)[0] == EINTR
         thread.join()

@@ -125,7 +125,7 @@ def test_a_map_means_what_it_means_to_virtiofsd(
         with Frontend.connect(path, memory_size=32 << 20) as frontend:
             frontend.negotiate(indirect=True, event_idx=True)
             frontend.share_memory()
-            client = FuseClient(frontend, depth=1, timeout=20)
+            client = FuseClient(frontend, depth=1, timeout=60)
             client.init()
             expected = by_virtiofsd(client)
             client.close()

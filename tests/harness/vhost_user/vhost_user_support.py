@@ -97,13 +97,13 @@ class Serving:
     def wait_until_gone(self) -> None:
         """Until the device has seen its only frontend's end and has stopped by itself."""
         assert self.thread is not None
-        self.thread.join(30)
+        self.thread.join(60)
         assert not self.thread.is_alive()
 
     def frontend(self, **options: Any) -> Frontend:
         if self.path:
             return Frontend.connect(self.path, **options)
-        return Frontend(self.sock, timeout=20, **options)
+        return Frontend(self.sock, timeout=60, **options)
 
 
 @contextmanager
@@ -141,7 +141,7 @@ def serve_device(
             yield serving
         finally:
             device.stop()
-            thread.join(30)
+            thread.join(60)
             serving.sock.close()
             assert not thread.is_alive()
             if serving.failure is not None:

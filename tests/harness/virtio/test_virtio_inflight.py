@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.virtio import inflight
-from harness.virtio.inflight import BadInflight, InflightQueue, InflightRegion, region_size
+from harness.virtio.inflight import BadInflight, InflightQueue, InflightRegion
 
 SIZE = 8
 
@@ -90,7 +90,7 @@ def test_what_is_recovered_is_what_was_taken_and_not_used(
 
 
 def test_region_that_somebody_else_zeroed_is_taken_into_use() -> None:
-    view = memoryview(bytearray(region_size(SIZE)))
+    view = memoryview(bytearray(InflightQueue.region_size(SIZE)))
     assert InflightQueue(view, SIZE).recover(SIZE, 77) == []
     queue = InflightQueue(view, SIZE)
     queue.take(3)
@@ -103,11 +103,11 @@ def test_region_for_a_smaller_ring_is_refused() -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(content=st.binary(max_size=region_size(SIZE)), used_idx=st.integers(0, 0xFFFF))
+@given(content=st.binary(max_size=InflightQueue.region_size(SIZE)), used_idx=st.integers(0, 0xFFFF))
 def test_random_region_yields_heads_of_the_ring_or_is_refused(
     content: bytes, used_idx: int
 ) -> None:
-    room = bytearray(region_size(SIZE))
+    room = bytearray(InflightQueue.region_size(SIZE))
     room[: len(content)] = content
     try:
         heads = InflightQueue(memoryview(room), SIZE).recover(SIZE, used_idx)

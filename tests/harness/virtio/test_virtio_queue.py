@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -413,3 +413,55 @@ def test_random_rings_raise_nothing_but_guest_errors_and_never_leave_memory(
         ring.device.enable_kicks()
     finally:
         ring.close()
+
+
+class Handed:
+    """A completion, and what came with its chain."""
+
+    def __init__(self) -> None:
+        self.head = -1
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3), st.integers(0, 3)), max_size=40))
+def test_a_chain_means_what_its_descriptors_say_now_whatever_its_head_meant_before(
+    chains: list[tuple[int, int, int]],
+) -> None:
+    ring = Ring()
+    data = ring.memory.allocate(4096)
+    seen: list[tuple[int, bytes, int]] = []
+
+    def handle(request: Sequence[memoryview], reply: Sequence[memoryview], done: Handed) -> int:
+        seen.append((done.head, b"".join(request), sum(map(len, reply))))
+        return len(seen)
+
+    for number in range(256):
+        ring.memory.at(data + number, 1)[:] = bytes([number])
+    for slot, start, room in chains:
+        # Few slots, places and sizes, so that much comes again, alone or together.
+        ring.offer(ring.driver.lay_out(slot, [(data + start, 2)], [(data + 512, 1 + room)]))
+        assert ring.device.serve(handle, Handed(), ring.device.pending()) == (1, None)
+        assert seen[-1] == (slot, bytes([start, start + 1]), 1 + room)
+        assert ring.driver.reap() == (slot, len(seen))
+    ring.close()
+
+
+def test_a_burst_ends_at_a_chain_that_waits_and_goes_on_behind_it(
+    make_ring: Callable[..., Ring],
+) -> None:
+    ring = make_ring()
+    data = ring.memory.allocate(64)
+    for slot in range(4):
+        ring.offer(ring.driver.lay_out(slot, [(data, 1)], [(data + 8, 1 + slot)]))
+    completion = Handed()
+
+    def handle(request: Sequence[memoryview], reply: Sequence[memoryview], done: Handed) -> int:
+        return -1 if done.head == 1 else 7
+
+    taken, waiting = ring.device.serve(handle, completion, 4)
+    assert (taken, completion.head) == (2, 1)
+    assert waiting is not None and [len(view) for view in waiting] == [2]
+    assert ring.device.serve(handle, completion, ring.device.pending()) == (2, None)
+    ring.device.push(1, 5)
+    assert [ring.driver.reap() for _ in range(4)] == [(0, 7), (2, 7), (3, 7), (1, 5)]
+    assert not ring.driver.has_used()

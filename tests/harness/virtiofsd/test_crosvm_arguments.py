@@ -133,6 +133,7 @@ def test_options_of_their_own_win_over_words_of_the_directory() -> None:
         ([*BASE, "--uid-map", "0 1 0"], "no range"),
         ([*BASE, "--gid-map", "0 1 2,1 5 1"], "mapped twice"),
         ([*BASE, "--disable-sandbox", "--uid-map", "0 0 1"], "exclude"),
+        ([*BASE, "--disable-sandbox", "--uid", "5"], "exclude"),
         ([*BASE, "--skip-pivot-root", "yes"], "true or false"),
         ([*BASE, "--allowlist-socket-path", ""], "name a path"),
         ([*BASE, "--cfg", ""], "no ''"),

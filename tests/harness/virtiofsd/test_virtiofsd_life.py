@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UsageError
+from harness.socket_file import SocketFile
 from harness.virtiofsd import life
 from harness.virtiofsd.life import (
     Ended,
     Notifier,
     PidFile,
     Signals,
-    SocketFile,
     activated_socket,
     configure_log,
     inherited_socket,
@@ -111,7 +111,7 @@ def test_systemd_is_told_at_a_path_or_an_abstract_name(tmp_path: Path, abstract:
     name = f"dentry-{secrets.token_hex(8)}" if abstract else str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(f"\0{name}" if abstract else name)
-        manager.settimeout(10)
+        manager.settimeout(60)
         notifier = Notifier({"NOTIFY_SOCKET": f"@{name}" if abstract else name})
         notifier.send("READY=1")
         assert manager.recv(100) == b"READY=1"
@@ -161,7 +161,7 @@ def test_the_system_log_gets_what_stderr_would(
 ) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as syslog:
         syslog.bind(str(tmp_path / "log"))
-        syslog.settimeout(10)
+        syslog.settimeout(60)
         monkeypatch.setattr(life, "SYSTEM_LOG", str(tmp_path / "log"))
         assert configure_log("virtiofsd", "warn", True) >= 0
         logging.getLogger("here").info("unsaid")

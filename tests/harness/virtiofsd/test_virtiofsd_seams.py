@@ -62,6 +62,13 @@ def test_keys_of_crosvms_are_options_of_the_mount() -> None:
         ("privileged_quota_uids", "1 2"), ("nosecurity_label", None), ("noposix_acl", None),
         ("ascii_casefold", None), ("inode_file_handles", "never"), ("xattr", None),
     } <= found  # fmt: skip
+    free = ["--disable-sandbox", "--skip-pivot-root=true", "--allowlist-socket-path=A"]
+    text = "max_dynamic_perm=1,max_dynamic_xattr=2,ugid_map='0 0 1 1 7 /; 2 2 3 3 7 /a'"
+    config = crosvm.parse(["--fd=3", "--tag=t", "--shared-dir=.", *free, "--cfg", text])
+    assert {
+        ("max_dynamic_perm", "1"), ("max_dynamic_xattr", "2"), ("allowlist", None),
+        ("ugid_map", "0 0 1 1 7 /;2 2 3 3 7 /a"),
+    } <= set(seams.mount_options(config))  # fmt: skip
     negative = crosvm.parse(["--fd=3", "--tag=t", "--shared-dir=.", "--cfg=negative_timeout=4"])
     assert ("negative_timeout", "4") in seams.mount_options(negative)
 

@@ -67,11 +67,11 @@ def virtiofsd(directory: Path, *words: str, sandbox: tuple[str, ...] = OPEN) -> 
 @contextmanager
 def client_of(place: Path | socket.socket) -> Iterator[FuseClient]:
     """A session with a daemon, which sees the frontend go at the end."""
-    frontend = Frontend(place, timeout=20) if isinstance(place, socket.socket) else None
+    frontend = Frontend(place, timeout=60) if isinstance(place, socket.socket) else None
     with frontend or Frontend.connect(place) as frontend:  # type: ignore[arg-type]
         frontend.negotiate()
         frontend.share_memory()
-        client = FuseClient(frontend, depth=4, timeout=20)
+        client = FuseClient(frontend, depth=4, timeout=60)
         client.init()
         yield client
         client.close()

@@ -1,4 +1,6 @@
-"""System calls of sandboxes that Python 3.11's ``os`` lacks. Each raises OSError as ``os`` does."""
+"""System calls about namespaces and privileges that Python 3.11's ``os`` lacks. Each raises OSError
+as ``os`` does.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +11,17 @@ from ctypes import c_char_p, c_int, c_long, c_size_t, c_uint, c_ulong, c_void_p
 from typing import Any, Final
 
 from fsimpl.passthrough.oslib import call
-from harness.sandbox.syscall_numbers import number
+from harness.syscall_numbers import number
 from vfs import abi
 
+PR_SET_PDEATHSIG: Final = 1
 PR_SET_DUMPABLE: Final = 4
+PR_SET_KEEPCAPS: Final = 8
 PR_CAPBSET_READ: Final = 23
 PR_CAPBSET_DROP: Final = 24
 PR_SET_NO_NEW_PRIVS: Final = 38
 PR_GET_NO_NEW_PRIVS: Final = 39
+PR_SET_CHILD_SUBREAPER: Final = 36
 PR_CAP_AMBIENT: Final = 47
 PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 
@@ -36,6 +41,7 @@ def _function(name: str, *argtypes: Any) -> Any:
 _unshare = _function("unshare", c_int)
 _mount = _function("mount", c_char_p, c_char_p, c_char_p, c_ulong, c_char_p)
 _umount2 = _function("umount2", c_char_p, c_int)
+_pivot_root = _function("pivot_root", c_char_p, c_char_p)
 _prctl = _function("prctl", c_int, c_ulong, c_ulong, c_ulong, c_ulong)
 _syscall: Final[Any] = ctypes.CDLL(None, use_errno=True).syscall
 _syscall.restype = c_long
@@ -45,6 +51,14 @@ def _encoded(text: str | None) -> bytes | None:
     return None if text is None else os.fsencode(text)
 
 
+def _at(path: str, function: Any, *arguments: object) -> None:
+    try:
+        call(function, *arguments)
+    except OSError as error:
+        error.filename = path
+        raise
+
+
 def unshare(flags: int) -> None:
     call(_unshare, flags)
 
@@ -52,15 +66,16 @@ def unshare(flags: int) -> None:
 def mount(
     source: str | None, target: str, fstype: str | None, flags: int, data: str | None = None
 ) -> None:
-    call(_mount, _encoded(source), os.fsencode(target), _encoded(fstype), flags, _encoded(data))
+    words = (_encoded(source), os.fsencode(target), _encoded(fstype), flags, _encoded(data))
+    _at(target, _mount, *words)
 
 
 def umount2(target: str, flags: int) -> None:
-    call(_umount2, os.fsencode(target), flags)
+    _at(target, _umount2, os.fsencode(target), flags)
 
 
 def pivot_root(new_root: str, put_old: str) -> None:
-    call(_syscall, number("pivot_root"), os.fsencode(new_root), os.fsencode(put_old))
+    _at(new_root, _pivot_root, os.fsencode(new_root), os.fsencode(put_old))
 
 
 def open_tree(dirfd: int, path: str, flags: int) -> int:
@@ -85,6 +100,14 @@ def mount_setattr(fd: int, attr_set: int) -> None:
 
 def prctl(option: int, arg2: int = 0, arg3: int = 0) -> int:
     return call(_prctl, option, arg2, arg3, 0, 0)
+
+
+def die_with_parent(number: int) -> None:
+    """Have the kernel send this process signal ``number`` when the thread that forked it ends.
+
+    Forgotten by the kernel when the process changes its user or gains capabilities.
+    """
+    prctl(PR_SET_PDEATHSIG, number)
 
 
 def pidfd_getfd(pidfd: int, fd: int) -> int:

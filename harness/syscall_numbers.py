@@ -6,7 +6,7 @@ import platform
 from functools import cache
 from typing import Final
 
-from harness.sandbox.errors import SandboxError
+from harness.errors import UsageError
 
 AUDIT_ARCH: Final = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 """What seccomp_data.arch says of a native call, by platform.machine()."""
@@ -94,11 +94,11 @@ def numbers(machine: str) -> dict[str, int]:
     """All system calls of ``machine``, by name.
 
     Raises:
-        SandboxError: its numbers are not known here.
+        UsageError: its numbers are not known here.
     """
     if machine not in AUDIT_ARCH:
-        raise SandboxError(
-            f"the sandbox knows the system calls of {' and '.join(AUDIT_ARCH)}, not of {machine}: "
+        raise UsageError(
+            f"known are the system calls of {' and '.join(AUDIT_ARCH)}, not of {machine}: "
             "run with --sandbox none --seccomp none"
         )
     column = 1 + list(AUDIT_ARCH).index(machine)
@@ -116,6 +116,6 @@ def number(name: str) -> int:
     """The number of one call on this machine.
 
     Raises:
-        SandboxError: as `numbers`.
+        UsageError: as `numbers`.
     """
     return numbers(platform.machine())[name]
