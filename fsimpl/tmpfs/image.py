@@ -86,9 +86,6 @@ class InodeImage:
         """Raises: ValueError unless an inode can be like this."""
         if not 0 < self.ino <= _NUMBER_MAX or self.kind not in _TYPES or self.mode >> 16:
             raise ValueError(f"inode {self.ino} of mode {self.mode:o}")
-        for time_ns in (self.atime_ns, self.mtime_ns, self.ctime_ns, self.btime_ns):
-            if not -_NUMBER_MAX <= time_ns <= _NUMBER_MAX:
-                raise ValueError(f"inode {self.ino}: a time out of range")
         if not 0 <= self.size <= abi.MAX_LFS_FILESIZE:
             raise ValueError(f"inode {self.ino} has {self.size} bytes")
         if self.kind == abi.S_IFLNK:
