@@ -184,7 +184,8 @@ def _serve(content: Content, fuse: int) -> None:
     with vfs.lock:
         top = task.fs.root
         root = VirtualDentry(top.mount, top.dentry).get()
-    mount = NamespaceMount(_ROOT, FuseServer(vfs, root, cache=ALWAYS))
+    # Without our locks there is nothing to flush, and close(2) works when we are dead, too.
+    mount = NamespaceMount(_ROOT, FuseServer(vfs, root, cache=ALWAYS, local_locks=True))
     mount.serve(HostMount(fuse, _ROOT, _NOWHERE, _NOWHERE))
 
 

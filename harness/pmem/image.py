@@ -270,14 +270,18 @@ class PmemImage:
         self.ready = True
 
     def _ask(self, numbers: list[int]) -> list[int | None]:
-        self._sock.send(b"".join(map(wire.KIND.pack, (wire.OPEN, *numbers))))
-        data, fds = wire.receive(self._sock)
+        try:
+            self._sock.send(b"".join(map(wire.KIND.pack, (wire.OPEN, *numbers))))
+            data, fds = wire.receive(self._sock)
+        except (BrokenPipeError, ConnectionResetError):
+            data, fds = b"", []
         words = memoryview(data[: len(data) // 4 * 4]).cast("I").tolist() or [0]
         errors = words[1:]
         if words[0] != wire.OPENED or len(errors) != len(numbers):
             for fd in fds:
                 os.close(fd)
-            raise BuilderDied(self._post_mortem())
+            self._error = BuilderDied(self._post_mortem())
+            raise self._error
         if len(fds) != errors.count(0):
             # The kernel passes as many as there is room for, and drops the others.
             for fd in fds:
