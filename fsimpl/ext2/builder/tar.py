@@ -41,6 +41,11 @@ _NS: Final = 10**9
 _XATTR: Final = "SCHILY.xattr."
 _MAJORS: Final = 1 << 12
 _MINORS: Final = 1 << 20
+_BROKEN: Final = (
+    tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError, OverflowError,
+    RecursionError,
+)  # fmt: skip
+"""What tarfile and the decompressors say of an archive that is none; a long row of headers, too."""
 _MAGIC: Final = 6
 _UNPACK: Final[dict[bytes, Callable[[IO[bytes]], IO[bytes]]]] = {
     b"\x1f\x8b": lambda file: cast(IO[bytes], gzip.GzipFile(fileobj=file)),
@@ -99,12 +104,17 @@ class TarSource:
                     fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape"
                 ) as archive,
             ):
+                before = -1
                 for member in archive:
+                    # A negative size has some versions of tarfile go round in circles.
+                    if member.offset_data <= before or member.size < 0:
+                        raise ImageError(f"{self._of(member)}: no tar archive: a negative size")
+                    before = member.offset_data
                     self._add(member)
                     self._files += 1
                     if not self._files % _REPORT:
                         progress("scan", self._files, 0)
-        except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
+        except _BROKEN as error:
             raise self._broken(error) from None
         except OSError as error:
             # What is no errno is what unpacking says of broken data.
@@ -225,6 +235,8 @@ class TarSource:
         for offset, length in [(0, node.size)] if sparse is None else sparse:
             if offset < end or length < 0 or offset + length > node.size:
                 raise ImageError(f"{self._of(member)}: its map of holes makes no sense")
+            if start + length > self._archive.size:
+                raise ImageError(f"{self._of(member)}: the archive ends in it")
             if length:
                 node.extents.append((offset, length, start))
             start += length

@@ -290,6 +290,35 @@ def test_an_archive_that_changes_is_noticed(tmp_path: Path) -> None:
         assert plan.changed
 
 
+def test_a_map_that_claims_more_than_there_is_costs_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "archive"
+    headers = {
+        "GNU.sparse.major": "1", "GNU.sparse.minor": "0",
+        "GNU.sparse.name": "sparse", "GNU.sparse.realsize": str(3 << 40),
+    }  # fmt: skip
+    claims = f"1\n0\n{3 << 40}\n".encode().ljust(512, b"\0")
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        add(archive, "sparse", claims, pax_headers=headers)
+    with pytest.raises(ImageError, match="sparse: the archive ends in it"):
+        build(TarSource(path))
+
+
+def test_headers_that_lead_nowhere_are_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "archive"
+    backwards = tarfile.TarInfo("backwards")
+    backwards.size = -512
+    header = io.BytesIO()
+    with tarfile.open(fileobj=header, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        add(archive, "x", pax_headers={"comment": "c"})
+    for data, message in (
+        (backwards.tobuf(tarfile.GNU_FORMAT), "backwards: .* a negative size"),
+        (header.getvalue()[:1024] * 3000, "no tar archive"),
+    ):
+        path.write_bytes(data + bytes(1024))
+        with pytest.raises(ImageError, match=message):
+            build(TarSource(path))
+
+
 def test_a_broken_archive_is_an_error_or_an_image(tmp_path: Path) -> None:
     path = tmp_path / "archive"
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
