@@ -123,7 +123,7 @@ def test_the_builder_is_in_a_jail(source: Path) -> None:
 
 def test_a_tree_that_does_not_fit_is_told_in_one_line(source: Path) -> None:
     with launch(source, BuildOptions(size=65536)) as image:
-        with pytest.raises(ImageError, match="needs 1 MiB|needs 2 MiB|given"):
+        with pytest.raises(ImageError, match="the image needs"):
             image.wait(WAIT)
         with pytest.raises(ImageError):
             image.poll()
@@ -188,14 +188,13 @@ def test_a_symlink_in_the_source_leads_nowhere_outside(tmp_path: Path) -> None:
 
 
 def test_a_message_that_the_builder_does_not_know_ends_it(source: Path) -> None:
-    with launch(source, OPTIONS) as image:
-        with image.detach() as sock:
-            kind = 0
-            while kind != wire.READY:
-                data, fds = wire.receive(sock)
-                (kind,) = wire.KIND.unpack_from(data)
-            for fd in fds:
-                os.close(fd)
-            sock.send(b"what?")
-            sock.settimeout(WAIT)
-            assert sock.recv(1) == b""
+    with launch(source, OPTIONS) as image, image.detach() as sock:
+        kind = 0
+        while kind != wire.READY:
+            data, fds = wire.receive(sock)
+            (kind,) = wire.KIND.unpack_from(data)
+        for fd in fds:
+            os.close(fd)
+        sock.send(b"what?")
+        sock.settimeout(WAIT)
+        assert sock.recv(1) == b""
