@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple, Self
 
-from fsimpl.ext2.builder import BuildOptions, ImageError
+from fsimpl.ext2.builder import BLOCK_SIZE, BuildOptions, ImageError
 from harness.fuse.host_mount import MountOptions, attach, detach
 from harness.pmem import wire
 from harness.pmem.builder import run_builder
@@ -267,7 +267,16 @@ class PmemImage:
                 data = rows.read(count * wire.MAPPING.size)
             whole = data[: len(data) // wire.MAPPING.size * wire.MAPPING.size]
             self.mappings = [Mapping(*row) for row in wire.MAPPING.iter_unpack(whole)]
+            if len(self.mappings) != count or not all(map(self._is_inside, self.mappings)):
+                self._error = BuilderDied("the builder of the image made mappings outside of it")
+                return
         self.ready = True
+
+    def _is_inside(self, mapping: Mapping) -> bool:
+        """Whether a monitor can map it blindly."""
+        offset, length, start, file = mapping
+        aligned = not (offset | length | start) % BLOCK_SIZE
+        return aligned and offset + length <= self.size and file < self.files
 
     def _ask(self, numbers: list[int]) -> list[int | None]:
         try:

@@ -45,6 +45,7 @@ def make_tree(top: Path, files: int = 5) -> Path:
     times = (time.time_ns() + 3600 * 10**9, 10**18)
     os.utime(top / "symlink", ns=times, follow_symlinks=False)
     os.mkfifo(top / "fifo", 0o600)
+    os.setxattr(big, "user.note", b"of an attribute")
     if os.geteuid() == 0:
         os.chown(big, 1234, 65533)
     return top

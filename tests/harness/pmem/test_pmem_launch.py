@@ -7,6 +7,8 @@ import fcntl
 import mmap
 import os
 import shutil
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -22,9 +24,14 @@ from pmem_support import (
 )
 
 from fsimpl.ext2.builder import BuildOptions, ImageError
+from harness import linux
+from harness.fuse.host_mount import HostMountError
 from harness.pmem import DESCRIPTORS_MAX, Mapping, PmemImage, launch, wire
+from harness.sandbox import SandboxError
+from harness.sandbox.sandbox import preload
 
 WAIT = 60.0
+USER = 1000
 
 
 def mapped(image: PmemImage) -> bytes:
@@ -198,3 +205,39 @@ def test_a_message_that_the_builder_does_not_know_ends_it(source: Path) -> None:
         sock.send(b"what?")
         sock.settimeout(WAIT)
         assert sock.recv(1) == b""
+
+
+@pytest.mark.parametrize("as_file", (False, True))
+def test_a_user_has_images_of_what_is_his(as_file: bool) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o755)
+        source = make_tree(Path(place) / "source")
+        os.chown(source, USER, USER)
+        preload()
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                os.setgroups([])
+                os.setresgid(USER, USER, USER)
+                os.setresuid(USER, USER, USER)
+                # As a process that was started as that user is.
+                linux.prctl(linux.PR_SET_DUMPABLE, 1)
+                code = 0 if _begins_as_ext2(source, as_file) else 2
+            except (SandboxError, HostMountError) as error:
+                print(error)
+                code = 3
+            finally:
+                sys.stdout.flush()
+                os._exit(code)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if code == 3:
+            pytest.skip("this host gives users no namespaces, or no mounts over /dev/fuse")
+        assert code == 0
+
+
+def _begins_as_ext2(source: Path, as_file: bool) -> bool:
+    with launch(source, OPTIONS, as_file=as_file) as image:
+        image.wait(WAIT)
+        data = os.pread(image.open()[0], 2048, 0) if as_file else mapped(image)
+        return data[1080:1082] == b"\x53\xef"
