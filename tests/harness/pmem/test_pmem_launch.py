@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 
 import pytest
@@ -212,7 +213,8 @@ def test_a_user_has_images_of_what_is_his(as_file: bool) -> None:
     with tempfile.TemporaryDirectory() as place:
         os.chmod(place, 0o755)
         source = make_tree(Path(place) / "source")
-        os.chown(source, USER, USER)
+        for path in (source, source / "directory"):
+            os.chown(path, USER, USER)
         preload()
         pid = os.fork()
         if pid == 0:
@@ -227,8 +229,11 @@ def test_a_user_has_images_of_what_is_his(as_file: bool) -> None:
             except (SandboxError, HostMountError) as error:
                 print(error)
                 code = 3
+            except BaseException:
+                traceback.print_exc()
             finally:
                 sys.stdout.flush()
+                sys.stderr.flush()
                 os._exit(code)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         if code == 3:
