@@ -96,20 +96,25 @@ class _Builder:
             self._content.settle(plan)
             files = self._hand_over(plan)
         except (ImageError, OSError) as error:
-            # Nobody may wait for ever for what will not come.
-            self._content.settle(None)
-            if isinstance(error, BrokenPipeError):
-                raise
-            if isinstance(error, ImageError):
-                _fail(self._sock, wire.FAILED_IMAGE, str(error))
-            else:
-                name = os.fsdecode(error.filename) if error.filename is not None else ""
-                _fail(self._sock, error.errno or errno.EIO, name)
+            try:
+                self._tell_failure(error)
+            finally:
+                # Nobody may wait for ever for what will not come.
+                self._content.settle(None)
             if self._fuse >= 0:
                 self._sock.recv(1)
             return
         while self._answer(files):
             pass
+
+    def _tell_failure(self, error: ImageError | OSError) -> None:
+        if isinstance(error, BrokenPipeError):
+            raise error
+        if isinstance(error, OSError):
+            name = "" if error.filename is None else os.fsdecode(error.filename)
+            _fail(self._sock, error.errno or errno.EIO, name)
+        else:
+            _fail(self._sock, wire.FAILED_IMAGE, str(error))
 
     def _report(self, what: str, done: int, total: int) -> None:
         record = wire.PROGRESS_RECORD.pack(wire.PROGRESS, wire.WHAT.index(what), done, total)

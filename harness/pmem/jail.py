@@ -10,12 +10,12 @@ from typing import Final
 from harness.sandbox import SandboxOptions
 from harness.sandbox.allowed import CHECKS, NEEDED, REFUSED
 from harness.sandbox.idmaps import IdMap
-from harness.sandbox.seccomp import Policy
+from harness.sandbox.seccomp import Check, Policy
 
 _NEEDED: Final = {
     "reading the source": """
         close dup faccessat faccessat2 fstat getdents64 getxattr lgetxattr listxattr llistxattr
-        lseek newfstatat openat pread64 preadv preadv2 readlinkat statx
+        lseek newfstatat pread64 preadv preadv2 readlinkat statx
     """,
     "metadata and the table of mappings": "ftruncate memfd_create pwrite64 pwritev pwritev2",
     "the socket": "recvfrom recvmsg sendmsg sendto",
@@ -23,13 +23,16 @@ _NEEDED: Final = {
     "who one is": "getegid geteuid getgid getuid",
 }
 
+# Root's own files are not protected from root by anything else.
+_WRITING: Final = os.O_ACCMODE | os.O_CREAT | os.O_TRUNC
+
 POLICY: Final = Policy(
     frozenset(
         name
         for names in (*_NEEDED.values(), NEEDED["waiting"], NEEDED["Python and the C library"])
         for name in names.split()
     ),
-    CHECKS,
+    {**CHECKS, "openat": (Check(2, (os.O_RDONLY,), _WRITING),)},
     REFUSED,
 )
 

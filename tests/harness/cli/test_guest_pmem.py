@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,41 @@ def test_an_image_that_fails_while_the_guest_boots_is_what_the_user_is_told(
     assert (status, stdout) == (2, "")
     assert stderr.count("\n") == 1
     assert f"--pmem-ext2 {source},size=2m: the image needs" in stderr
+
+
+@pytest.mark.guest
+def test_a_killed_dentry_guest_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("up")
+    words = ("guest", "--pmem-ext2", f"{tmp_path},size=16m", "--", "sh", "-c")
+    with subprocess.Popen(
+        (sys.executable, "-m", "harness.cli", *words, "cat /mnt/pmem0/file; sleep 3600"),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        cwd=tmp_path,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(2) == b"up"
+        below = _descendants(process.pid)
+        # QEMU, the tree's daemon, and the builder between its waiter and its pid namespace's init.
+        assert len(below) >= 5
+        process.kill()
+        deadline = time.monotonic() + 60
+        while any(map(_lives, below)):
+            assert time.monotonic() < deadline, [pid for pid in below if _lives(pid)]
+            time.sleep(0.05)
+
+
+def _descendants(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    found = [int(word) for word in text.split()]
+    return found + [below for child in found for below in _descendants(child)]
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_words_of_the_option() -> None:

@@ -15,6 +15,7 @@ from pmem_support import OPTIONS, builder_of, children, closing, gone, traces, u
 from harness.pmem import BuilderDied, launch
 
 WAIT = 60.0
+AS_FILE = (False, pytest.param(True, marks=pytest.mark.fuse))
 
 _USER = """
 import sys, time
@@ -27,7 +28,7 @@ time.sleep(3600)
 """
 
 
-@pytest.mark.parametrize("as_file", (False, True))
+@pytest.mark.parametrize("as_file", AS_FILE)
 def test_a_killed_builder_is_told_of_and_reaped(source: Path, as_file: bool) -> None:
     with launch(source, as_file=as_file) as image:
         image.wait(WAIT)
@@ -59,7 +60,7 @@ def test_one_who_asks_a_dead_builder_for_files_is_told(source: Path) -> None:
             image.descriptors([0])
 
 
-@pytest.mark.parametrize("how", ("memory", "file"))
+@pytest.mark.parametrize("how", ("memory", pytest.param("file", marks=pytest.mark.fuse)))
 @pytest.mark.parametrize("when", ("ready", "early"))
 def test_nothing_is_left_when_the_user_of_an_image_is_killed(
     source: Path, how: str, when: str
@@ -74,7 +75,7 @@ def test_nothing_is_left_when_the_user_of_an_image_is_killed(
     assert not traces()
 
 
-@pytest.mark.parametrize("as_file", (False, True))
+@pytest.mark.parametrize("as_file", AS_FILE)
 def test_a_cancelled_image_leaves_nothing(as_file: bool) -> None:
     before = len(os.listdir("/proc/self/fd"))
     image = launch("/usr", as_file=as_file)
@@ -87,6 +88,7 @@ def test_a_cancelled_image_leaves_nothing(as_file: bool) -> None:
     assert not traces()
 
 
+@pytest.mark.fuse
 def test_a_file_of_an_image_can_be_closed_after_its_builder(source: Path) -> None:
     with launch(source, OPTIONS, as_file=True) as image:
         fd, size = image.open()

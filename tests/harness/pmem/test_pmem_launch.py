@@ -7,6 +7,7 @@ import fcntl
 import mmap
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import traceback
@@ -28,11 +29,14 @@ from fsimpl.ext2.builder import BuildOptions, ImageError
 from harness import linux
 from harness.fuse.host_mount import HostMountError
 from harness.pmem import DESCRIPTORS_MAX, Mapping, PmemImage, launch, wire
+from harness.pmem.jail import POLICY
 from harness.sandbox import SandboxError
 from harness.sandbox.sandbox import preload
+from harness.sandbox.seccomp import install
 
 WAIT = 60.0
 USER = 1000
+AS_FILE = (False, pytest.param(True, marks=pytest.mark.fuse))
 
 
 def mapped(image: PmemImage) -> bytes:
@@ -89,6 +93,7 @@ def test_what_is_handed_over_is_sealed(source: Path) -> None:
             os.pwrite(image.metadata, b"x", 0)
 
 
+@pytest.mark.fuse
 def test_the_image_as_a_file_is_the_same_up_to_a_whole_device(source: Path) -> None:
     wanted = plain_image(source)
     with launch(source, OPTIONS, as_file=True) as image:
@@ -98,6 +103,7 @@ def test_the_image_as_a_file_is_the_same_up_to_a_whole_device(source: Path) -> N
             assert memory[:] == wanted + bytes(size - len(wanted))
 
 
+@pytest.mark.fuse
 def test_a_file_of_a_known_size_is_there_before_the_image_is(source: Path) -> None:
     options = BuildOptions(uuid=OPTIONS.uuid, size=16 << 20)
     with launch(source, options, as_file=True) as image:
@@ -129,6 +135,30 @@ def test_the_builder_is_in_a_jail(source: Path) -> None:
         assert status(builder, "NoNewPrivs") == "1"
 
 
+@pytest.mark.parametrize(
+    ("flags", "is_killed"),
+    (
+        (os.O_RDONLY | os.O_NOFOLLOW, False),
+        (os.O_PATH, False),
+        (os.O_WRONLY, True),
+        (os.O_RDWR, True),
+        (os.O_RDONLY | os.O_TRUNC, True),
+        (os.O_RDONLY | os.O_CREAT, True),
+    ),
+)
+def test_the_builder_opens_nothing_to_write(source: Path, flags: int, is_killed: bool) -> None:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            install(POLICY, "kill")
+            os.open(source / "big", flags)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(pid, 0)[1] & 0x7F == (signal.SIGSYS if is_killed else 0)
+    assert (source / "big").stat().st_size > 1 << 20
+
+
 def test_a_tree_that_does_not_fit_is_told_in_one_line(source: Path) -> None:
     with launch(source, BuildOptions(size=65536)) as image:
         with pytest.raises(ImageError, match="the image needs"):
@@ -137,6 +167,7 @@ def test_a_tree_that_does_not_fit_is_told_in_one_line(source: Path) -> None:
             image.poll()
 
 
+@pytest.mark.fuse
 def test_the_file_of_an_image_that_failed_is_zeros(source: Path) -> None:
     with launch(source, BuildOptions(size=65536), as_file=True) as image:
         fd, size = image.open(at_once=True)
@@ -154,6 +185,7 @@ def test_a_source_that_is_no_directory_is_refused_at_once(tmp_path: Path) -> Non
         launch(tmp_path / "file")
 
 
+@pytest.mark.fuse
 def test_what_changed_is_zeros_in_a_mapped_file_and_no_signal(source: Path) -> None:
     marker = b"\x03" * 4096
     assert marker in plain_image(source)
@@ -171,6 +203,7 @@ def test_what_changed_is_zeros_in_a_mapped_file_and_no_signal(source: Path) -> N
     assert b"\x02" * 4096 in data
 
 
+@pytest.mark.fuse
 def test_a_source_that_vanishes_has_no_descriptors_and_reads_as_zeros(source: Path) -> None:
     with launch(source, OPTIONS) as image, launch(source, OPTIONS, as_file=True) as served:
         image.wait(WAIT)
@@ -208,7 +241,7 @@ def test_a_message_that_the_builder_does_not_know_ends_it(source: Path) -> None:
         assert sock.recv(1) == b""
 
 
-@pytest.mark.parametrize("as_file", (False, True))
+@pytest.mark.parametrize("as_file", AS_FILE)
 def test_a_user_has_images_of_what_is_his(as_file: bool) -> None:
     with tempfile.TemporaryDirectory() as place:
         os.chmod(place, 0o755)
