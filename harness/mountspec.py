@@ -95,14 +95,20 @@ def parse_mount_spec(text: str) -> MountSpec:
     )
 
 
-def _split(text: str) -> list[str]:
+def split_fields(text: str) -> list[str]:
+    """The fields of `text`, a record of RFC 4180. Raises: ValueError: malformed quotes."""
     try:
         records = list(csv.reader([text], strict=True))
     except csv.Error as error:
-        raise _error(
-            text, f"{error}; put a field that holds a comma in quotes as a whole"
-        ) from None
-    return records[0]
+        raise ValueError(f"{error}; put a field that holds a comma in quotes as a whole") from None
+    return records[0] if records else []
+
+
+def _split(text: str) -> list[str]:
+    try:
+        return split_fields(text)
+    except ValueError as error:
+        raise _error(text, str(error)) from None
 
 
 def _destination(text: str, path: str | None) -> str:

@@ -200,6 +200,17 @@ class LockManager:
         if blocked:
             raise WouldBlock(locks.waiters)
 
+    def held_through(
+        self, inode: Inode, holder: object
+    ) -> tuple[list[RecordLock], dict[Hashable, int]]:
+        """What was locked through one description: records, and the kinds of flocks by owner."""
+        locks = self._inodes.get(inode)
+        if locks is None:
+            return [], {}
+        records = [lock for lock in locks.records if lock.holder is holder]
+        flocks = {owner: kind for owner, (kind, by) in locks.flocks.items() if by is holder}
+        return records, flocks
+
     def unlock_owner(self, inode: Inode, owner: Hashable) -> None:
         """A descriptor was closed: ``owner``'s record locks go. Linux: ``locks_remove_posix``."""
         locks = self._inodes.get(inode)

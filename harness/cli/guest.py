@@ -19,12 +19,17 @@ from harness.cli.options import (
     parse_size,
     terminable,
 )
+from harness.cli.pmem import HELP, PmemImages, parse_pmem_specs
 from harness.errors import UsageError
+from harness.guest.errors import GuestError
 from harness.guest.guest import Guest, GuestConfig, run_guest
 from harness.virtiofs import TAG_MAX
 
 _SHELL: Final = ("/bin/sh",)
 _CPUS_MAX: Final = 255
+_BOOT_SECONDS: Final = 90.0
+_PMEM_BOOT_SECONDS: Final = 3600.0
+"""A guest mounts an image when it has been built, for which a large tree may take its time."""
 _MEMORY_MIN: Final = 96 << 20
 """What Debian's kernel needs to unpack the initramfs and run a shell; it fails with 64m."""
 
@@ -45,6 +50,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--root",
         metavar="DIR",
         help="a host directory as the root, read-only, with tmpfs on /tmp, /run and /var/tmp",
+    )
+    parser.add_argument(
+        "--pmem-ext2",
+        action="append",
+        default=[],
+        metavar="DIR[,dst=PATH][,size=SIZE][,label=NAME][,dax]",
+        help=HELP,
     )
     parser.add_argument("--kernel", type=Path, metavar="K", help="an image like /boot/vmlinuz-*")
     parser.add_argument("--memory", default="1g", metavar="M", help="bytes, as 512m (default: 1g)")
@@ -73,8 +85,14 @@ def run(arguments: argparse.Namespace) -> int:
     build = partial(busybox_tree, mounts)
     if arguments.root is not None:
         build = partial(host_tree, arguments.root, mounts)
+    pmem = parse_pmem_specs(arguments.pmem_ext2)
     interactive = all(os.isatty(fd) for fd in (0, 1, 2))
-    with terminable(), ForkedDaemon(build, arguments.control) as daemon:
+    control = arguments.control
+    with (
+        terminable(),
+        PmemImages(pmem) as images,
+        ForkedDaemon(build, control) as daemon,
+    ):
         config = GuestConfig(
             filesystem=daemon.socket,
             tag=arguments.tag,
@@ -83,11 +101,18 @@ def run(arguments: argparse.Namespace) -> int:
             cpus=arguments.cpus,
             console_log=arguments.console_log,
             terminal=interactive,
+            pmem=images.devices(),
+            boot_timeout=_PMEM_BOOT_SECONDS if pmem else _BOOT_SECONDS,
         )
-        if not interactive:
-            return run_guest(config, command, stdin=0)
-        with Guest(config) as guest:
-            return guest.interact(command)
+        try:
+            if not interactive:
+                return run_guest(config, command, stdin=0)
+            with Guest(config) as guest:
+                return guest.interact(command)
+        except GuestError:
+            # A guest without its image may say less about it than the image's builder.
+            images.check()
+            raise
 
 
 def _parse_memory(text: str) -> int:

@@ -20,6 +20,7 @@ from harness.compose import Tree
 from harness.control.server import controlled
 from harness.errors import UsageError
 from harness.fuse.server import FuseServer
+from harness.migration import MigrationOptions, ServerState
 from harness.socket_file import SocketFile
 from harness.virtiofs import VirtioFsDevice
 
@@ -67,7 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
         prepare_daemon(tree)
         server = FuseServer(tree.vfs, tree.root)
         try:
-            device = VirtioFsDevice(server, arguments.tag, arguments.num_queues)
+            state = ServerState(server, MigrationOptions())
+            device = VirtioFsDevice(server, arguments.tag, arguments.num_queues, state=state)
         except OSError as error:
             raise UsageError(error.strerror) from None
         with device, controlled(arguments.control, tree.vfs, tree.task):

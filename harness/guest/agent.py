@@ -103,6 +103,22 @@ if [ ! -c dev/null ]; then
     ln -s fd/2 dev/stderr
 fi
 [ ! -d dev/pts ] || mount -t devpts -o gid=5,mode=620,ptmxmode=666 devpts dev/pts
+
+number=0
+while read -r options destination; do
+    tries=0
+    # The driver of the bus finds the devices in its own time.
+    until [ -b "/dev/pmem$number" ]; do
+        tries=$((tries + 1))
+        [ $tries -lt 1000 ] || die "no /dev/pmem$number: the machine or the kernel lacks pmem"
+        usleep 10000
+    done
+    [ -d ".$destination" ] || mkdir -p ".$destination" || die "can't make $destination"
+    error=$(mount -t ext2 -o "$options" "/dev/pmem$number" ".$destination" 2>&1) ||
+        error=$(mount -t ext4 -o "$options" "/dev/pmem$number" ".$destination" 2>&1) ||
+        die "can't mount /dev/pmem$number on $destination: $error"
+    number=$((number + 1))
+done </etc/pmem
 mount -o move . / || die "can't make the tag the root"
 
 : >/run/size

@@ -33,6 +33,7 @@ from harness.guest.kvm import choose_accelerator
 from harness.guest.qemu import (
     KERNEL_ARGUMENTS,
     Machine,
+    Pmem,
     QemuProcess,
     check_filesystem,
     find_qemu,
@@ -76,12 +77,13 @@ class GuestConfig:
     """A guest to boot. All but `filesystem` has a default that fits this machine.
 
     `filesystem` is the socket on which a vhost-user daemon listens, or our end's counterpart: a
-    connected socket, which the guest then owns. `memory` is in bytes; `options` are mount
-    options of the root; `boot_timeout` is in seconds, to the first command. `files` are the
-    host's that the initramfs holds, too, at these relative paths; commands see it as
-    /proc/1/root. With `console_log` the guest kernel's console goes to that file, else it is
-    kept only to explain errors.
-    `terminal` adds the /dev/hvc0 that `Guest.interact` needs.
+    connected socket, which the guest then owns. `memory` is in bytes; of several request
+    `queues` a guest before Linux 6.11 uses one; `options` are mount options of the root;
+    `boot_timeout` is in seconds, to the first command. With `console_log` the guest kernel's
+    console goes to that file, else it is kept only to explain errors. `terminal` adds the
+    /dev/hvc0 that `Guest.interact` needs. `files` are the host's that the initramfs holds, too,
+    at these relative paths; commands see it as /proc/1/root. `pmem` are images that the guest has
+    as persistent memory, and mounts before the first command.
     """
 
     filesystem: Path | socket.socket
@@ -90,9 +92,11 @@ class GuestConfig:
     kernel: Path | None = None
     memory: int = 1 << 30
     cpus: int = 2
+    queues: int = 1
     qemu: Path | None = None
     accelerator: tuple[str, ...] | None = None
     terminal: bool = False
+    pmem: Sequence[Pmem] = ()
     boot_timeout: float = 90.0
     console_log: Path | None = None
     kernel_arguments: Sequence[str] = ()
@@ -287,7 +291,9 @@ class Guest:
             raise GuestUnavailable(f"a virtio-fs tag has at most {_TAG_MAX} bytes: {config.tag!r}")
         if isinstance(config.filesystem, Path):
             check_filesystem(config.filesystem)
-        archive = build_initramfs(kernel, config.tag, options=config.options, files=config.files)
+        archive = build_initramfs(
+            kernel, config.tag, options=config.options, files=config.files, pmem=config.pmem
+        )
         accelerator = config.accelerator or choose_accelerator(qemu)
         if config.console_log is not None:
             self._log_console_to(config.console_log)
@@ -306,6 +312,7 @@ class Guest:
                 lent_fds = [filesystem]
             if terminal is not None:
                 lent_fds.append(terminal)
+            lent_fds += [pmem.fd for pmem in config.pmem]
             machine = Machine(
                 kernel=kernel.image,
                 initramfs=Path(f"/proc/self/fd/{initramfs.fileno()}"),
@@ -315,15 +322,23 @@ class Guest:
                 accelerator=accelerator,
                 ports=ports,
                 terminal=terminal,
+                pmem=config.pmem,
                 memory=config.memory,
                 cpus=config.cpus,
+                queues=config.queues,
                 kernel_arguments=(*KERNEL_ARGUMENTS, *config.kernel_arguments),
                 extra=config.qemu_arguments,
             )
             self._qemu = QemuProcess(
                 qemu,
                 qemu_arguments(machine),
-                pass_fds=(*lent_fds, *ports.values(), initramfs.fileno(), self._console),
+                pass_fds=(
+                    *lent_fds,
+                    *(pmem.fd for pmem in config.pmem),
+                    *ports.values(),
+                    initramfs.fileno(),
+                    self._console,
+                ),
                 messages=self._messages,
             )
         self._resources.callback(self._qemu.close)

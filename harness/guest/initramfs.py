@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -12,7 +13,14 @@ from typing import Final
 from harness.guest.agent import APPLETS, INIT
 from harness.guest.cpio import CpioWriter
 from harness.guest.errors import GuestUnavailable
-from harness.guest.kernel import GUEST_MODULES, Kernel, module_files, read_module
+from harness.guest.kernel import (
+    GUEST_MODULES,
+    PMEM_MODULES,
+    Kernel,
+    module_files,
+    read_module,
+)
+from harness.guest.qemu import Pmem
 
 _ELF_MAGIC: Final = b"\x7fELF"
 _ELF64: Final = 2
@@ -28,11 +36,13 @@ def build_initramfs(
     modules: Sequence[str] = GUEST_MODULES,
     busybox: Path | None = None,
     files: Mapping[str, Path] | None = None,
+    pmem: Sequence[Pmem] = (),
 ) -> bytes:
     """Return an initramfs that mounts virtio-fs `tag` with mount `options` as its root.
 
-    `files` are put into it too, at their relative paths, with their modes. It is not compressed:
-    with gzip the guest booted no sooner and no later.
+    The init mounts `pmem` too, in the order of the machine's devices. `files` are put into the
+    archive at their relative paths, with their modes. It is not compressed: with gzip the guest
+    booted no sooner and no later.
 
     Raises: GuestUnavailable, if busybox, a module or a file is missing.
     """
@@ -45,13 +55,17 @@ def build_initramfs(
     for applet in APPLETS:
         archive.symlink(f"bin/{applet}", "busybox")
     names = []
-    for path in module_files(kernel, modules):
+    for path in module_files(kernel, (*modules, *(PMEM_MODULES if pmem else ()))):
         name = path.name.partition(".ko")[0] + ".ko"
         archive.file(f"lib/{name}", read_module(path))
         names.append(name)
     archive.file("etc/modules", "".join(f"{name}\n" for name in names).encode())
     archive.file("etc/tag", os.fsencode(tag))
     archive.file("etc/options", ",".join(options or ("rw",)).encode())
+    # The destination comes last, for read to take the rest of the line.
+    mounts = [(",".join(("ro", *image.options)), image.destination) for image in pmem]
+    lines = "".join(f"{options} {destination}\n" for options, destination in mounts)
+    archive.file("etc/pmem", os.fsencode(lines))
     archive.file("init", INIT.encode(), 0o755)
     made = {PurePosixPath(directory) for directory in (".", *_DIRECTORIES)}
     for name, source in (files or {}).items():
@@ -61,6 +75,20 @@ def build_initramfs(
                 made.add(parent)
         archive.file(name, _read(source), stat.S_IMODE(source.stat().st_mode))
     return archive.finish()
+
+
+def program_files(program: str) -> dict[str, Path]:
+    """Return, for the `files` of an initramfs, a program of the host's with its libraries, all at
+    the paths that they have here.
+
+    Raises: GuestUnavailable, if there is no such program.
+    """
+    path = shutil.which(program)
+    if path is None:
+        raise GuestUnavailable(f"no {program}: install the Debian package that has it")
+    listing = subprocess.run(["ldd", path], capture_output=True, text=True, check=False).stdout
+    words = (path, *(word for word in listing.split() if word.startswith("/")))
+    return {word.lstrip("/"): Path(word) for word in words}
 
 
 def find_busybox() -> Path:

@@ -18,6 +18,9 @@ from harness.guest.errors import GuestUnavailable
 GUEST_MODULES: Final = ("virtiofs", "virtio_pci", "virtio_console")
 """What the initramfs loads: the file system, its bus, and the ports that the agent speaks on."""
 
+PMEM_MODULES: Final = ("virtio_pmem", "nd_pmem")
+"""What it loads besides for persistent memory. Linux's ext4 driver mounts ext2, too."""
+
 _KERNEL_PACKAGE: Final = "linux-image-cloud-amd64"
 
 # Documentation/arch/x86/boot.rst, "The Real-Mode Kernel Header".

@@ -28,7 +28,22 @@ KERNEL_ARGUMENTS: Final = (
     "cryptomgr.notests",
 )
 
+_PMEM_ROOM: Final = 1 << 30
 _TERMINATE_SECONDS: Final = 5.0
+
+
+@dataclass(frozen=True)
+class Pmem:
+    """A file system image as persistent memory that nobody writes to.
+
+    `fd` (borrowed) is of a file of `size` bytes, a multiple of 2 MiB; the guest's init mounts it at
+    `destination`, an absolute path, with mount `options` besides ro.
+    """
+
+    fd: int
+    size: int
+    destination: str
+    options: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -48,8 +63,10 @@ class Machine:
     accelerator: tuple[str, ...]
     ports: Mapping[str, int] = field(default_factory=dict)
     terminal: int | None = None
+    pmem: Sequence[Pmem] = ()
     memory: int = 1 << 30
     cpus: int = 2
+    queues: int = 1
     kernel_arguments: Sequence[str] = KERNEL_ARGUMENTS
     extra: Sequence[str] = ()
 
@@ -75,7 +92,7 @@ def qemu_arguments(machine: Machine) -> list[str]:
         filesystem = f"socket,id=fs,path={_option(str(machine.filesystem))}"
     arguments = [
         *("-M", "q35", *machine.accelerator),
-        *("-smp", str(machine.cpus), "-m", f"{machine.memory}B"),
+        *("-smp", str(machine.cpus), "-m", _memory(machine)),
         *("-object", memory, "-numa", "node,memdev=mem"),
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-monitor", "none"),
         *("-kernel", str(machine.kernel), "-initrd", str(machine.initramfs)),
@@ -84,9 +101,18 @@ def qemu_arguments(machine: Machine) -> list[str]:
         *("-serial", "chardev:console"),
         *("-chardev", filesystem),
         # A queue of 1024 lets Linux send 1 MiB in a request; with QEMU's 128 it is 496 KiB.
-        *("-device", f"vhost-user-fs-pci,chardev=fs,tag={_option(machine.tag)},queue-size=1024"),
+        *(
+            "-device",
+            f"vhost-user-fs-pci,chardev=fs,tag={_option(machine.tag)},queue-size=1024"
+            f",num-request-queues={machine.queues}",
+        ),
         *("-device", "virtio-serial-pci"),
     ]
+    for number, pmem in enumerate(machine.pmem):
+        # A read-only backend is a ROM, which a vhost-user daemon is given no descriptor of.
+        backend = f"id=pmem{number},mem-path=/proc/self/fd/{pmem.fd},size={pmem.size}"
+        arguments += ("-object", f"memory-backend-file,{backend},share=on,readonly=on")
+        arguments += ("-device", f"virtio-pmem-pci,memdev=pmem{number}")
     if machine.terminal is not None:
         # The port numbered 0 is a console's, so this device comes before the ports.
         arguments += ("-chardev", f"socket,id=terminal,fd={machine.terminal}")
@@ -173,6 +199,16 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     return ours, theirs
+
+
+def _memory(machine: Machine) -> str:
+    """QEMU's "-m": places in the guest's address space are reserved for all that is in it."""
+    text = f"{machine.memory}B"
+    if not machine.pmem:
+        return text
+    # Each may be moved up to where it is aligned.
+    room = sum(pmem.size + _PMEM_ROOM for pmem in machine.pmem)
+    return f"{text},maxmem={machine.memory + room}B"
 
 
 def _option(value: str) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import stat
 import uuid
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from operator import itemgetter
 from typing import Final
 
@@ -63,10 +65,25 @@ def build(
     try:
         if len(options.label) > _LABEL_MAX or b"\0" in options.label:
             raise ImageError(f"a label has at most {_LABEL_MAX} bytes, and no NUL")
-        return _Build(source.scan(progress), options).plan(source)
+        with _no_collector():
+            return _Build(source.scan(progress), options).plan(source)
     except BaseException:
         source.close()
         raise
+
+
+@contextmanager
+def _no_collector() -> Generator[None]:
+    """Nothing here has cycles, and the collector would walk the growing tree again and again: of
+    2.4 s for 54 000 files, 0.8 s.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class _Build:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import secrets
 import stat
 import struct
 from contextlib import suppress
@@ -46,7 +45,7 @@ def write_image(plan: ImagePlan, path: str | bytes, progress: Progress = ignore)
             raise ImageError(f"{os.fsdecode(path)}: it is there and no regular file")
     directory, name = os.path.split(target)
     # The longest name that there may be has no room for more.
-    temporary = os.path.join(directory, b".%s.%s" % (name[:200], secrets.token_hex(6).encode()))
+    temporary = os.path.join(directory, b".%s.%s" % (name[:200], os.urandom(6).hex().encode()))
     try:
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     except OSError as error:

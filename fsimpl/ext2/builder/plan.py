@@ -15,6 +15,7 @@ from typing import Final, NamedTuple, Self
 from fsimpl.ext2.builder.files import OpenFile, SourceFile, read_fully
 from fsimpl.ext2.builder.tree import Source
 from vfs import abi
+from vfs.errors import oserror
 
 _OPEN_FILES: Final = 64
 _CHANGED: Final = (
@@ -147,12 +148,12 @@ class ImagePlan:
         end = offset + len(buffer)
         of_metadata, *of_pieces = self._starts
         at = max(bisect.bisect_right(of_metadata, offset) - 1, 0)
-        for start, data in self.metadata[at:]:
-            if start >= end:
-                break
+        while at < len(self.metadata) and self.metadata[at][0] < end:
+            start, data = self.metadata[at]
             first, last = max(start, offset), min(start + len(data), end)
             if first < last:
                 buffer[first - offset : last - offset] = data[first - start : last - start]
+            at += 1
         for starts, pieces in zip(of_pieces, (self.mappings, self.copies), strict=True):
             at = max(bisect.bisect_right(starts, offset) - 1, 0)
             while at < len(pieces) and pieces[at].offset < end:
@@ -172,7 +173,10 @@ class ImagePlan:
         if file not in self.changed:
             opened = self.opened(file)
             if opened is not None:
-                done = read_fully(opened.fd, buffer, offset)
+                try:
+                    done = read_fully(opened.fd, buffer, offset)
+                except OSError as error:
+                    raise oserror(error.errno or errno.EIO, file.name) from None
                 if done == len(buffer) and file.is_unchanged(opened.fd):
                     return
                 self.changed[file] = None

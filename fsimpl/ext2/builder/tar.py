@@ -39,6 +39,13 @@ _CHUNK: Final = 1 << 20
 _REPORT: Final = 500
 _NS: Final = 10**9
 _XATTR: Final = "SCHILY.xattr."
+_MAJORS: Final = 1 << 12
+_MINORS: Final = 1 << 20
+_BROKEN: Final = (
+    tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError, OverflowError,
+    RecursionError,
+)  # fmt: skip
+"""What tarfile and the decompressors say of an archive that is none; a long row of headers, too."""
 _MAGIC: Final = 6
 _UNPACK: Final[dict[bytes, Callable[[IO[bytes]], IO[bytes]]]] = {
     b"\x1f\x8b": lambda file: cast(IO[bytes], gzip.GzipFile(fileobj=file)),
@@ -97,12 +104,17 @@ class TarSource:
                     fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape"
                 ) as archive,
             ):
+                before = -1
                 for member in archive:
+                    # A negative size has some versions of tarfile go round in circles.
+                    if member.offset_data <= before or member.size < 0:
+                        raise ImageError(f"{self._of(member)}: no tar archive: a negative size")
+                    before = member.offset_data
                     self._add(member)
                     self._files += 1
                     if not self._files % _REPORT:
                         progress("scan", self._files, 0)
-        except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
+        except _BROKEN as error:
             raise self._broken(error) from None
         except OSError as error:
             # What is no errno is what unpacking says of broken data.
@@ -156,8 +168,8 @@ class TarSource:
 
     def _parts(self, name: str) -> list[bytes]:
         parts = [part for part in _bytes(name).split(b"/") if part not in (b"", b".")]
-        if b".." in parts:
-            raise ImageError(f"{printable(_bytes(name))}: a member with '..' in its name")
+        if b".." in parts or "\0" in name:
+            raise ImageError(f"{printable(_bytes(name))}: a member with '..' or NUL in its name")
         return parts
 
     def _of(self, member: tarfile.TarInfo) -> str:
@@ -188,25 +200,29 @@ class TarSource:
         node.uid, node.gid = member.uid & 0xFFFFFFFF, member.gid & 0xFFFFFFFF
         headers = member.pax_headers
         node.mtime_ns = _time(headers.get("mtime"), member.mtime)
-        node.atime_ns = _time(headers.get("atime"), node.mtime_ns // _NS, node.mtime_ns)
-        node.ctime_ns = _time(headers.get("ctime"), node.mtime_ns // _NS, node.mtime_ns)
+        node.atime_ns = _time(headers.get("atime"), 0, node.mtime_ns)
+        node.ctime_ns = _time(headers.get("ctime"), 0, node.mtime_ns)
         node.btime_ns = node.mtime_ns
         if node.mode & abi.S_IFMT in (stat.S_IFCHR, stat.S_IFBLK):
+            if not (0 <= member.devmajor < _MAJORS and 0 <= member.devminor < _MINORS):
+                raise ImageError(f"{self._of(member)}: no such device numbers")
             node.rdev = abi.makedev(member.devmajor, member.devminor)
         elif node.mode & abi.S_IFMT == stat.S_IFLNK:
             node.target = _bytes(member.linkname)
-        xattrs = [
-            (_bytes(key.removeprefix(_XATTR)), _bytes(value))
+            if b"\0" in node.target:
+                raise ImageError(f"{self._of(member)}: a link with NUL in its target")
+        xattrs = {
+            _bytes(key.removeprefix(_XATTR)): _bytes(value)
             for key, value in headers.items()
             if key.startswith(_XATTR)
-        ]
+        }
         for key, attribute in _ACLS.items():
             if key in headers:
                 try:
-                    xattrs.append((attribute, format_acl(_text_acl(headers[key]))))
+                    xattrs[attribute] = format_acl(_text_acl(headers[key]))
                 except (KeyError, ValueError):
                     raise ImageError(f"{self._of(member)}: its ACL: {headers[key]!r}") from None
-        node.xattrs = xattrs
+        node.xattrs = list(xattrs.items())
 
     def _content(self, member: tarfile.TarInfo, node: Node) -> None:
         node.size = member.size
@@ -215,10 +231,16 @@ class TarSource:
         sparse: list[tuple[int, int]] | None = cast(Any, member.sparse)
         start = member.offset_data
         node.extents = []
+        end = 0
         for offset, length in [(0, node.size)] if sparse is None else sparse:
+            if offset < end or length < 0 or offset + length > node.size:
+                raise ImageError(f"{self._of(member)}: its map of holes makes no sense")
+            if start + length > self._archive.size:
+                raise ImageError(f"{self._of(member)}: the archive ends in it")
             if length:
                 node.extents.append((offset, length, start))
             start += length
+            end = offset + length
 
 
 def _directory() -> Node:
@@ -260,6 +282,6 @@ def _time(text: str | None, seconds: float, otherwise: int | None = None) -> int
     try:
         if text is not None:
             return int(Decimal(text) * _NS // 1)
-    except (InvalidOperation, OverflowError):
-        pass
-    return int(seconds) * _NS if otherwise is None else otherwise
+        return int(seconds) * _NS if otherwise is None else otherwise
+    except (InvalidOperation, OverflowError, ValueError):
+        return 0

@@ -16,7 +16,9 @@ Extent = tuple[int, int, int]
 """Bytes: offset in the file, length, offset in the source file. In order, with holes between."""
 
 Progress = Callable[[str, int, int], None]
-"""Told now and then: what is done, how much of it (files, or bytes), of how much (0: unknown)."""
+"""Told now and then: what is done ("scan", in files, or "write", in bytes), how much of it, of how
+much (0: unknown). It may raise, to give up: nothing is left behind then.
+"""
 
 
 def ignore(what: str, done: int, total: int) -> None:

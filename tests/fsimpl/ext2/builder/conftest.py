@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from ext2_snapshot import loop_mounted
 
-Mounted = Callable[[Path], AbstractContextManager[Path]]
+Mounted = Callable[..., AbstractContextManager[Path]]
 
 
 @pytest.fixture
@@ -27,4 +27,4 @@ def mounted(tmp_path: Path) -> Mounted:
         pytest.skip("needs root, and loop devices")
     if "\text2\n" not in Path("/proc/filesystems").read_text():
         pytest.skip("needs a kernel with ext2 or ext4")
-    return lambda image: loop_mounted(image, tmp_path / "mounted")
+    return lambda image, options="ro": loop_mounted(image, tmp_path / "mounted", options)

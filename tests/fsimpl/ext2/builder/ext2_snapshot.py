@@ -90,10 +90,12 @@ def _digest(path: bytes, size: int) -> str:
 
 
 @contextmanager
-def loop_mounted(image: Path, where: Path) -> Iterator[Path]:
-    """The image, mounted by the host's kernel, read-only. Needs root and loop devices."""
+def loop_mounted(image: Path, where: Path, options: str = "ro") -> Iterator[Path]:
+    """The image, mounted by the host's kernel. Needs root and loop devices."""
     where.mkdir(exist_ok=True)
-    subprocess.run(["mount", "-o", "loop,ro", "-t", "ext2", str(image), str(where)], check=True)
+    subprocess.run(
+        ["mount", "-o", f"loop,{options}", "-t", "ext2", str(image), str(where)], check=True
+    )
     try:
         yield where
     finally:

@@ -178,6 +178,22 @@ def test_no_image_is_left_when_the_disk_is_full(
     assert sorted(os.listdir(tmp_path)) == ["image", "tree"]
 
 
+@pytest.mark.parametrize("when", ["scan", "write"])
+def test_whoever_follows_the_progress_can_give_up(file: Path, tmp_path: Path, when: str) -> None:
+    def give_up(what: str, done: int, total: int) -> None:
+        if what == when:
+            raise KeyboardInterrupt
+
+    before = len(os.listdir("/proc/self/fd"))
+    with (
+        pytest.raises(KeyboardInterrupt),
+        build(HostSource(file.parent.parent), progress=give_up) as plan,
+    ):
+        write_image(plan, str(tmp_path / "image"), give_up)
+    assert os.listdir(tmp_path) == ["tree"]
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_descriptors_are_given_back(file: Path, tmp_path: Path) -> None:
     for number in range(200):
         (file.parent / str(number)).write_bytes(b"%d" % number)
