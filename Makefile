@@ -31,6 +31,7 @@ fuzz: setup
 
 bench: guest-setup newer
 	$(PY) -m benchmarks $(ARGS)
+	$(PY) -m benchmarks.requests
 	$(PY) -m benchmarks.mounts
 
 bench-guest: setup newer

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from shutil import which
 from typing import NamedTuple
 
-from harness.guest import Guest, GuestUnavailable
+from harness.guest import Guest
+from harness.guest.initramfs import program_files
 
 JOBS = (1, 4)
 _FILE_SIZE = "16m"
@@ -138,10 +137,4 @@ def guest_files(tree: SourceTree) -> dict[str, Path]:
 
     Raises: GuestUnavailable, if there is no fio.
     """
-    fio = which("fio")
-    if fio is None:
-        raise GuestUnavailable("no fio: install the Debian package fio")
-    listing = subprocess.run(["ldd", fio], capture_output=True, text=True, check=True).stdout
-    libraries = [word for word in listing.split() if word.startswith("/")]
-    files = {word.lstrip("/"): Path(word) for word in libraries}
-    return {**files, _FIO[0].lstrip("/"): Path(fio), _TREE_IN_GUEST: tree.archive}
+    return {**program_files("fio"), _TREE_IN_GUEST: tree.archive}

@@ -41,11 +41,14 @@ Run = Callable[["Session", int, int], tuple[int, float]]
 
 
 class Row(NamedTuple):
-    """One kind of request. ``weight`` divides the number of requests, for those that cost much."""
+    """One kind of request. ``weight`` divides the number of requests, for those that cost much;
+    ``size`` is the bytes of data that each moves.
+    """
 
     name: str
     run: Run
     weight: int = 1
+    size: int = 0
 
 
 class Session:
@@ -191,6 +194,6 @@ ROWS = [
     Row("CREATE+UNLINK", _create_unlink, 2),
     Row("OPEN+RELEASE", _open_release, 2),
     Row("READDIRPLUS", _readdirplus, 4),
-    *(Row(f"READ {_size(size)}", _read(size), max(1, size >> 14)) for size in BLOCK_SIZES),
-    *(Row(f"WRITE {_size(size)}", _write(size), max(1, size >> 14)) for size in BLOCK_SIZES),
+    *(Row(f"READ {_size(size)}", _read(size), max(1, size >> 14), size) for size in BLOCK_SIZES),
+    *(Row(f"WRITE {_size(size)}", _write(size), max(1, size >> 14), size) for size in BLOCK_SIZES),
 ]

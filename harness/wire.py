@@ -14,6 +14,9 @@ from typing import Any, Final, Protocol, runtime_checkable
 PENDING: Final = -1
 """What `FuseHandler.handle` returns for a request that it will complete later."""
 
+WITHDRAWN: Final = -2
+"""What a completion is called with for a request that is not answered, but to be sent again."""
+
 
 class Recurring(list[memoryview]):
     """The segments of a request that may come again: this very object, with the same reply.
@@ -56,6 +59,14 @@ class FuseHandler(Protocol):
 
         The transport is about to stop a queue and reports it stopped when nothing of it is
         pending. The session goes on.
+        """
+        ...
+
+    def withdraw(self) -> None:
+        """Give every request that waits for an event back: `completion(WITHDRAWN)`.
+
+        Nothing has come of them. Whoever goes on with the session, this handler or another one,
+        gets them once more.
         """
         ...
 

@@ -44,7 +44,7 @@ class Dentry(RefCounted):
 
         The caller receives the first reference. The dentry is not hashed yet.
         """
-        super().__init__(superblock.vfs.ledger)
+        RefCounted.__init__(self, superblock.vfs.ledger)
         self.superblock = superblock
         self.parent: Dentry = self if parent is None else parent
         self.name = name

@@ -54,17 +54,14 @@ class FileDescription(RefCounted):
 
     def __init__(self, mount: Mount, dentry: Dentry, flags: int, cred: Credentials) -> None:
         assert dentry.inode is not None
-        super().__init__(dentry.superblock.vfs.ledger)
+        RefCounted.__init__(self, dentry.superblock.vfs.ledger)
         self.mount = mount.get()
         self.dentry = dentry.get()
         self.inode: Inode = dentry.inode
-        self.flags = flags & ~(
-            abi.O_CREAT | abi.O_EXCL | abi.O_NOCTTY | abi.O_TRUNC | abi.O_CLOEXEC
-        )
-        access = flags & abi.O_ACCMODE
-        path_only = flags & abi.O_PATH
-        self.readable = not path_only and access in (abi.O_RDONLY, abi.O_RDWR)
-        self.writable = not path_only and access in (abi.O_WRONLY, abi.O_RDWR)
+        self.flags = flags & ~_FLAGS_OF_OPEN_ONLY
+        access = abi.O_ACCMODE if flags & abi.O_PATH else flags & abi.O_ACCMODE
+        self.readable = access == abi.O_RDONLY or access == abi.O_RDWR
+        self.writable = access == abi.O_WRONLY or access == abi.O_RDWR
         self.position = 0
         self.cred = cred
         if self.writable and mount is not None:
@@ -169,7 +166,7 @@ class FileDescription(RefCounted):
         mount, dentry = self.mount, self.dentry
         if self.writable:
             mount.writers -= 1
-        super().release()
+        self.ledger.died(self)
         # The dentry goes before the mount, which may take the superblock with it.
         dentry.put()
         mount.put()

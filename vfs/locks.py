@@ -14,7 +14,7 @@ from vfs.errors import InvariantViolation, WouldBlock, oserror
 from vfs.wait import WaitQueue
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Iterator
 
     from vfs.inode import Inode
 
@@ -86,6 +86,10 @@ class LockManager:
     def __len__(self) -> int:
         """How many inodes are locked or waited for."""
         return len(self._inodes)
+
+    def items(self) -> Iterator[tuple[Inode, FileLocks]]:
+        """What is locked or waited for."""
+        return iter(self._inodes.items())
 
     def _of(self, inode: Inode) -> FileLocks:
         locks = self._inodes.get(inode)
@@ -195,6 +199,17 @@ class LockManager:
             self._settle(inode, locks)
         if blocked:
             raise WouldBlock(locks.waiters)
+
+    def held_through(
+        self, inode: Inode, holder: object
+    ) -> tuple[list[RecordLock], dict[Hashable, int]]:
+        """What was locked through one description: records, and the kinds of flocks by owner."""
+        locks = self._inodes.get(inode)
+        if locks is None:
+            return [], {}
+        records = [lock for lock in locks.records if lock.holder is holder]
+        flocks = {owner: kind for owner, (kind, by) in locks.flocks.items() if by is holder}
+        return records, flocks
 
     def unlock_owner(self, inode: Inode, owner: Hashable) -> None:
         """A descriptor was closed: ``owner``'s record locks go. Linux: ``locks_remove_posix``."""

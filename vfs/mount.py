@@ -65,7 +65,11 @@ class VirtualDentry:
     def get(self) -> Self:
         """Take references on both (the dentry may be unused, on the LRU)."""
         self.mount.get()
-        self.dentry.superblock.vfs.dcache.hold(self.dentry)
+        dentry = self.dentry
+        if dentry.count:
+            dentry.get()
+        else:
+            dentry.superblock.vfs.dcache.hold(dentry)
         return self
 
     def put(self) -> None:
@@ -77,7 +81,8 @@ class VirtualDentry:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.put()
+        self.dentry.put()
+        self.mount.put()
 
     def same(self, other: VirtualDentry) -> bool:
         """Linux: ``path_equal``."""
@@ -152,7 +157,7 @@ class Mount(RefCounted):
         """Linux: ``mntput``: whoever leaves has used the mount."""
         if self.expiring:
             self.expiring = False
-        super().put()
+        RefCounted.put(self)
 
     def put_no_expire(self) -> None:
         """Linux: ``mntput_no_expire``."""

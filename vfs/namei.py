@@ -70,7 +70,7 @@ def step(parent: Dentry, name: bytes) -> Dentry | None:
         finally:
             child.put()
     directory = parent.inode
-    if directory is None or not directory.is_dir:
+    if directory is None or directory.mode & abi.S_IFMT != abi.S_IFDIR:
         raise oserror(errno.ENOTDIR)
     if len(name) > abi.NAME_MAX:
         raise oserror(errno.ENAMETOOLONG)

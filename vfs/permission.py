@@ -67,8 +67,7 @@ def inode_permission(inode: Inode, cred: Credentials, mask: int) -> None:
     (immutable), EACCES.
     """
     if mask & abi.W_OK:
-        kind = inode.mode & abi.S_IFMT
-        if inode.superblock.flags & abi.MS_RDONLY and kind in (
+        if inode.superblock.flags & abi.MS_RDONLY and inode.mode & abi.S_IFMT in (
             abi.S_IFREG,
             abi.S_IFDIR,
             abi.S_IFLNK,

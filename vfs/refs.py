@@ -24,27 +24,36 @@ class Ledger:
     takes the latest one back, so a leak is reported as the stacks that are still owed.
     """
 
-    __slots__ = ("held", "live", "tracing")
+    __slots__ = ("_counts", "held", "tracing")
 
     def __init__(self, tracing: bool = False) -> None:
-        self.live: Counter[str] = Counter()
+        # By class: a Counter of names would cost an open and its release another 0.4 us.
+        self._counts: dict[type, int] = {}
         self.tracing = tracing
         self.held: dict[RefCounted, list[list[tuple[CodeType, int]]]] = {}
 
+    @property
+    def live(self) -> Counter[str]:
+        """How many objects live, by the name of their class."""
+        live: Counter[str] = Counter()
+        for kind, count in self._counts.items():
+            if count:
+                live[kind.__name__] += count
+        return live
+
     def born(self, obj: object) -> None:
         """Count ``obj``, which now lives."""
-        self.live[type(obj).__name__] += 1
+        counts = self._counts
+        kind = obj.__class__
+        counts[kind] = counts[kind] + 1 if kind in counts else 1
 
     def died(self, obj: object) -> None:
         """Uncount ``obj``; more deaths than births is a bug of ours."""
-        kind = type(obj).__name__
-        left = self.live[kind] - 1
+        kind = obj.__class__
+        left = self._counts.get(kind, 0) - 1
         if left < 0:
-            raise InvariantViolation(f"{kind}: released more often than made")
-        if left:
-            self.live[kind] = left
-        else:
-            del self.live[kind]
+            raise InvariantViolation(f"{kind.__name__}: released more often than made")
+        self._counts[kind] = left
         if self.tracing and isinstance(obj, RefCounted):
             self.held.pop(obj, None)
 
@@ -65,11 +74,15 @@ class Ledger:
             if not holders:
                 del self.held[obj]
 
+    def holders(self, obj: RefCounted) -> list[str]:
+        """The lines that took what is held of ``obj``, oldest first; none without tracing."""
+        return [_described(where) for where in self.held.get(obj, ())]
+
     def report(self) -> str:
         """What lives, and under tracing, who took it: one line a kind, one line a holder."""
         lines = [f"{kind}: {count} live" for kind, count in sorted(self.live.items())]
-        for obj, holders in self.held.items():
-            lines.extend(f"  {obj!r} held by {_described(where)}" for where in holders)
+        for obj in self.held:
+            lines.extend(f"  {obj!r} held by {where}" for where in self.holders(obj))
         return "\n".join(lines)
 
 

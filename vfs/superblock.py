@@ -88,11 +88,12 @@ class Superblock(RefCounted):
     Holds one reference on ``root``. ``flags`` carries SB_* (mount(2)'s MS_* values). ``mounts`` are
     its instances, borrowed. ``user_ns`` is whose administrator may reconfigure it; ``nodev``
     (SB_I_NODEV) says that device nodes on it open nothing, because another one's made them.
+    ``next_ino`` is the number that the next inode gets.
     """
 
     __slots__ = (
-        "_next_ino", "block_size", "dcache", "dev", "flags", "magic", "max_bytes", "mounts",
-        "nodev", "root", "type", "user_ns", "vfs",
+        "block_size", "dcache", "dev", "flags", "magic", "max_bytes", "mounts",
+        "next_ino", "nodev", "root", "type", "user_ns", "vfs",
     )  # fmt: skip
 
     def __init__(self, context: FilesystemContext, *, magic: int, dcache: int) -> None:
@@ -109,13 +110,13 @@ class Superblock(RefCounted):
         self.block_size = abi.PAGE_SIZE
         self.max_bytes = abi.MAX_LFS_FILESIZE
         self.root: Dentry | None = None  # set once by the type's get_tree()
-        self._next_ino = 1
+        self.next_ino = 1
         self.vfs.superblocks.append(self)
 
     def allocate_ino(self) -> int:
         """The next inode number: 1, 2, ... so that runs repeat exactly."""
-        ino = self._next_ino
-        self._next_ino = ino + 1
+        ino = self.next_ino
+        self.next_ino = ino + 1
         return ino
 
     @property

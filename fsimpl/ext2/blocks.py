@@ -61,15 +61,23 @@ def _in_pointers(inode: Ext2Inode, logical: int, limit: int) -> Run:
         if place == EXT2_N_BLOCKS:
             raise superblock.corrupt(f"block {logical} is beyond its map", inode=inode)
     (block,) = struct.unpack_from("<I", inode.block, place * _POINTER_SIZE)
+    if not block:
+        return 0, min(span - left, limit)
     while True:
-        if not block:
-            return 0, min(span - left, limit)
         table = superblock.read_block(block, inode)
         span //= fanout
         if span == 1:
             return _run_of(inode, table, left, fanout, limit, block)
         index, left = divmod(left, span)
-        (block,) = struct.unpack_from("<I", table, index * _POINTER_SIZE)
+        wanted = min(fanout - index, -(-(left + limit) // span))
+        pointers = struct.unpack_from(f"<{wanted}I", table, index * _POINTER_SIZE)
+        block = pointers[0]
+        if not block:
+            return 0, min(_leading_zeros(pointers) * span - left, limit)
+
+
+def _leading_zeros(pointers: tuple[int, ...]) -> int:
+    return next((n for n, pointer in enumerate(pointers) if pointer), len(pointers))
 
 
 def _run_of(
@@ -79,11 +87,9 @@ def _run_of(
     wanted = min(length - index, limit)
     pointers = struct.unpack_from(f"<{wanted}I", table, index * _POINTER_SIZE)
     first = pointers[0]
-    count = 1
     if not first:
-        while count < wanted and not pointers[count]:
-            count += 1
-        return 0, count
+        return 0, _leading_zeros(pointers)
+    count = 1
     while count < wanted and pointers[count] == first + count:
         count += 1
     inode.superblock.check_blocks(first, count, inode, block)

@@ -99,10 +99,11 @@ class Ext2Superblock(Superblock):
     """Linux: ``ext4_sb_info``. Reads through ``image``, which it closes in the end.
 
     ``inodes`` are those that live, by number. ``file_class`` is what its regular files open to.
+    ``complaints`` are what the log says of the disk.
     """
 
     __slots__ = (
-        "_cache", "_complaints", "_fsid", "_label", "file_class", "geometry", "image", "inodes",
+        "_cache", "_fsid", "_label", "complaints", "file_class", "geometry", "image", "inodes",
         "options",
     )  # fmt: skip
 
@@ -118,7 +119,7 @@ class Ext2Superblock(Superblock):
         self.inodes: dict[int, Ext2Inode] = {}
         self.file_class: type[Ext2File] = Ext2File if image.unlocked else Ext2LockedFile
         self._cache = BlockCache(image, geometry.block_size)
-        self._complaints: set[str] = set()
+        self.complaints: set[str] = set()
         self._label = context.source.decode(errors="backslashreplace")
         uuid = geometry.super.uuid
         self._fsid = int.from_bytes(uuid[:8], "little") ^ int.from_bytes(uuid[8:], "little")
@@ -141,7 +142,7 @@ class Ext2Superblock(Superblock):
                 raise
         except OSError:
             context.errorf(f"{context.type.name}: corrupt root inode, run e2fsck")
-            for complaint in superblock._complaints:
+            for complaint in superblock.complaints:
                 context.errorf(f"{context.type.name}: {complaint}")
             superblock.put()
             raise
@@ -156,7 +157,7 @@ class Ext2Superblock(Superblock):
         where = "" if ino is None else f"inode #{ino}: "
         where += f"block {block}: " if block else ""
         text = where + message
-        complaints = self._complaints
+        complaints = self.complaints
         if text in complaints or len(complaints) > _MOST_COMPLAINTS:
             return
         complaints.add(text)
@@ -192,6 +193,10 @@ class Ext2Superblock(Superblock):
         except OSError:
             self.complain("unable to read", inode, block)
             raise
+
+    def cached_blocks(self) -> list[int]:
+        """The blocks of metadata that were read last."""
+        return self._cache.blocks()
 
     def read_record(self, ino: int) -> bytes:
         """The bytes of inode ``ino``, which is in range. Linux: ``__ext4_get_inode_loc``.

@@ -136,6 +136,11 @@ class BlockCache:
                 blocks.popitem(last=False)
         return data
 
+    def blocks(self) -> list[int]:
+        """Which blocks it has."""
+        with self._lock:
+            return list(self._blocks)
+
 
 def read_exactly(image: Image, offset: int, length: int) -> bytes:
     """``length`` bytes. Raises: EIO (the image ends before)."""

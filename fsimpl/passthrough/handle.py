@@ -123,6 +123,9 @@ class HostHandle:
     def getxattr(self, name: bytes) -> bytes:
         return oslib.getxattrat(self.budget.links, self._link(), name)
 
+    def lacks_xattr(self, name: bytes) -> bool:
+        return oslib.lacks_xattr(self.budget.links, self._link(), name)
+
     def setxattr(self, name: bytes, value: bytes, flags: int) -> None:
         oslib.setxattrat(self.budget.links, self._link(), name, value, flags)
 

@@ -60,9 +60,10 @@ _ioctl = _function("ioctl", c_int, ctypes.c_ulong, c_void_p)
 _syncfs = _function("syncfs", c_int)
 _getdents64 = _function("getdents64", c_int, c_void_p, c_size_t)
 _getdents64.restype = c_long
-_setfsuid = _function("setfsuid", c_uint)
+# They know no errors; as ``statx``.
+_setfsuid: Final[Any] = ctypes.CDLL(None).setfsuid
 _setfsuid.restype = c_uint
-_setfsgid = _function("setfsgid", c_uint)
+_setfsgid: Final[Any] = ctypes.CDLL(None).setfsgid
 _setfsgid.restype = c_uint
 _prctl = _function("prctl", c_int, c_long, c_long, c_long, c_long)
 _capget = _function("capget", c_char_p, c_void_p)
@@ -261,6 +262,23 @@ def getxattrat(directory: int, name: bytes, attribute: bytes) -> bytes:
             size = abi.XATTR_SIZE_MAX
         else:
             return buffer.raw[:count]
+
+
+_ASK_SIZE: Final = _XATTR_ARGS.pack(0, 0, 0)
+
+
+def lacks_xattr(directory: int, name: bytes, attribute: bytes) -> bool:
+    """Whether there is no such ``attribute``, for sure: where it is not supported there may be
+    something else like it.
+    """
+    if not HAS_XATTRAT:
+        try:
+            _by_path(directory, name, lambda path: os.getxattr(path, attribute))
+        except OSError as error:
+            return error.errno == errno.ENODATA
+        return False
+    count = _syscall(_SYS_GETXATTRAT, directory, name, 0, attribute, _ASK_SIZE, _XATTR_ARGS_SIZE)
+    return count < 0 and ctypes.get_errno() == errno.ENODATA
 
 
 def setxattrat(directory: int, name: bytes, attribute: bytes, value: bytes, flags: int) -> None:

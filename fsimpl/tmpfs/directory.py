@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from fsimpl.tmpfs.inode import TmpfsInode, TmpfsRegular, TmpfsSymlink
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vfs.mount import Mount
 
 _ENTRY_SIZE: Final = 20  # what a name adds to st_size. Linux: BOGO_DIRENT_SIZE
-_FIRST_COOKIE: Final = 3
+FIRST_COOKIE: Final = 3
 _RENAME_FLAGS: Final = abi.RENAME_NOREPLACE | abi.RENAME_EXCHANGE | abi.RENAME_WHITEOUT
 _DIRECTORY_TYPE: Final = abi.S_IFDIR >> 12
 
@@ -46,7 +46,7 @@ class TmpfsDirectory(TmpfsInode):
         super().__init__(superblock, mode, uid, gid)
         self._cookies: dict[bytes, int] = {}
         self._entries: dict[int, tuple[bytes, Inode]] = {}
-        self._next_cookie = _FIRST_COOKIE
+        self._next_cookie = FIRST_COOKIE
         self._order: list[int] | None = None
         self.size = 2 * _ENTRY_SIZE
 
@@ -58,6 +58,20 @@ class TmpfsDirectory(TmpfsInode):
     def end(self) -> int:
         """The cookie that the next name will get."""
         return self._next_cookie
+
+    def cookies(self) -> list[tuple[bytes, int, int]]:
+        """(name, inode number, cookie) of every name, in cookie order."""
+        return [(name, inode.ino, cookie) for cookie, (name, inode) in self._entries.items()]
+
+    def set_names(self, names: Sequence[tuple[bytes, Inode, int]], end: int) -> None:
+        """Have exactly these names, (name, inode, cookie) in cookie order, ``end`` being next. Link
+        counts and dentries are the caller's to set.
+        """
+        self._entries = {cookie: (name, inode) for name, inode, cookie in names}
+        self._cookies = {name: cookie for name, _, cookie in names}
+        self._next_cookie = end
+        self._order = None
+        self.size = _ENTRY_SIZE * (2 + len(names))
 
     def entries_after(self, cookie: int, end: int) -> Iterator[DirectoryEntry]:
         """The entries with cookies between ``cookie`` and ``end``, "." and ".." not among them.
@@ -237,23 +251,24 @@ class TmpfsDirectoryFile(FileDescription):
     """Linux: ``simple_offset_dir_operations``.
 
     A listing ends with the names that were there when it began (Linux: ``offset_dir_open`` and
-    ``offset_dir_llseek``), so that one who adds a name for each that he reads comes to an end.
+    ``offset_dir_llseek``), so that one who adds a name for each that he reads comes to an end:
+    ``end`` is the cookie where it does.
     """
 
-    __slots__ = ("_end",)
+    __slots__ = ("end",)
     inode: TmpfsDirectory
 
     def __init__(self, mount: Mount, dentry: Dentry, flags: int, cred: Credentials) -> None:
         super().__init__(mount, dentry, flags, cred)
-        self._end = self.inode.end
+        self.end = self.inode.end
 
     def iterate(self, cookie: int) -> Iterator[DirectoryEntry]:
         """Entries after ``cookie``, which is 1 for ".", 2 for "..", 3 and up for names."""
         if cookie < 1:
-            self._end = self.inode.end
+            self.end = self.inode.end
             yield b".", self.inode.ino, _DIRECTORY_TYPE, 1
         if cookie < 2:
             parent = self.dentry.parent.inode
             assert parent is not None
             yield b"..", parent.ino, _DIRECTORY_TYPE, 2
-        yield from self.inode.entries_after(cookie, self._end)
+        yield from self.inode.entries_after(cookie, self.end)

@@ -5,16 +5,12 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from fsimpl.tmpfs.store import PageStore
 from vfs import abi
 from vfs.errors import oserror
 from vfs.file import Buffers, FileDescription
 
 if TYPE_CHECKING:
     from fsimpl.tmpfs.inode import TmpfsRegular
-    from vfs.credentials import Credentials
-    from vfs.dentry import Dentry
-    from vfs.mount import Mount
 
 _FALLOCATE_MODES = abi.FALLOC_FL_KEEP_SIZE | abi.FALLOC_FL_PUNCH_HOLE
 _COPY_SIZE = 1 << 18
@@ -23,21 +19,19 @@ _COPY_SIZE = 1 << 18
 class TmpfsFile(FileDescription):
     """Linux: ``struct file`` of a shmem inode. fsync is a no-op: memory is the store."""
 
-    __slots__ = ("store",)
+    __slots__ = ()
     inode: TmpfsRegular
-
-    def __init__(self, mount: Mount, dentry: Dentry, flags: int, cred: Credentials) -> None:
-        super().__init__(mount, dentry, flags, cred)
-        self.store: PageStore = self.inode.store
 
     def read(self, buffers: Buffers, offset: int, flags: int) -> int:
         """Linux: ``shmem_file_read_iter``. One copy, from the store to ``buffers``."""
-        left = self.inode.size - offset
+        inode = self.inode
+        store = inode.store
+        left = inode.size - offset
         if len(buffers) == 1:
             buffer = buffers[0]
             done = len(buffer)
             if done <= left:
-                self.store.read(buffer, offset)
+                store.read(buffer, offset)
                 return done
         done = 0
         for buffer in buffers:
@@ -47,7 +41,7 @@ class TmpfsFile(FileDescription):
             if length > left:
                 length = left
                 buffer = buffer[:length]
-            self.store.read(buffer, offset + done)
+            store.read(buffer, offset + done)
             done += length
             left -= length
         return done
@@ -55,20 +49,18 @@ class TmpfsFile(FileDescription):
     def write(self, buffers: Buffers, offset: int, flags: int) -> int:
         """Linux: ``shmem_file_write_iter``. Raises: ENOSPC when not one byte fits."""
         inode = self.inode
-        store = self.store
+        store = inode.store
         if flags & abi.RWF_APPEND:
             offset = inode.size
         done = 0
-        full = False
         for buffer in buffers:
             stored = store.write(buffer, offset + done)
             done += stored
             if stored < len(buffer):
-                full = True
+                if not done:
+                    raise oserror(errno.ENOSPC)
                 break
         if not done:
-            if full:
-                raise oserror(errno.ENOSPC)
             return 0
         if offset + done > inode.size:
             inode.size = offset + done
@@ -78,13 +70,13 @@ class TmpfsFile(FileDescription):
 
     def seek_data(self, offset: int) -> int:
         """Raises: ENXIO."""
-        found = self.store.seek_data(offset)
+        found = self.inode.store.seek_data(offset)
         if found is None or found >= self.inode.size:
             raise oserror(errno.ENXIO)
         return found
 
     def seek_hole(self, offset: int) -> int:
-        return min(self.store.seek_hole(offset), self.inode.size)
+        return min(self.inode.store.seek_hole(offset), self.inode.size)
 
     def fallocate(self, mode: int, offset: int, length: int) -> None:
         """Linux: ``shmem_fallocate``. Raises: EOPNOTSUPP, ENOSPC."""
@@ -92,12 +84,12 @@ class TmpfsFile(FileDescription):
             raise oserror(errno.EOPNOTSUPP)
         inode = self.inode
         if mode & abi.FALLOC_FL_PUNCH_HOLE:
-            self.store.punch(offset, length)
+            self.inode.store.punch(offset, length)
         else:
-            self.store.allocate(offset, length)
+            self.inode.store.allocate(offset, length)
             if not mode & abi.FALLOC_FL_KEEP_SIZE and offset + length > inode.size:
                 inode.size = offset + length
-        inode.blocks = self.store.pages << 3
+        inode.blocks = self.inode.store.pages << 3
         inode.wire = None
 
     def copy_range(
@@ -111,7 +103,7 @@ class TmpfsFile(FileDescription):
         done = 0
         while done < length:
             piece = buffer[: length - done]
-            self.store.read(piece, offset + done)
+            self.inode.store.read(piece, offset + done)
             try:
                 stored = target.write((piece,), target_offset + done, 0)
             except OSError:

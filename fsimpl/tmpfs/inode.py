@@ -110,6 +110,12 @@ class TmpfsRegular(TmpfsInode):
         super().__init__(superblock, mode, uid, gid)
         self.store = PageStore(superblock.blocks)
 
+    def take_store(self, store: PageStore) -> None:
+        """Have the bytes in ``store``, for a file that has none. Raises: ENOSPC."""
+        store.charge_to(self.superblock.blocks)
+        self.store = store
+        self.blocks = store.pages << 3
+
     def setattr(self, attributes: SetAttributes, cred: Credentials) -> None:
         """Linux: ``shmem_setattr``. A smaller size, or the same, frees the pages beyond it.
 

@@ -36,6 +36,8 @@ WINDOW_MASK: Final = WINDOW_SIZE - 1
 WINDOW_PAGES: Final = WINDOW_SIZE >> PAGE_SHIFT
 _WINDOW_PAGE_SHIFT: Final = WINDOW_SHIFT - PAGE_SHIFT
 _LAST_PAGE: Final = 1 << 64 - PAGE_SHIFT
+# What a store has of promised pages until fallocate(2) promises the first: one for all of them.
+_NO_RANGES: Final = PageRanges()
 _ZEROS: Final = memoryview(bytes(WINDOW_SIZE))
 
 Pages = dict[int, bytearray]
@@ -57,8 +59,8 @@ class PageStore:
         # Window number -> Window, never an empty one. Sorted when somebody first asks for an order.
         self._windows: dict[int, Window] | SortedDict = {}
         self._full: dict[int, memoryview] = {}  # window number -> all of a window of WINDOW_SIZE
-        self._promised = PageRanges()  # charged, no bytes
-        self._cleared = PageRanges()  # those of _promised that count as data
+        self._promised = _NO_RANGES  # charged, no bytes
+        self._cleared = _NO_RANGES  # those of _promised that count as data
 
     def read(self, buffer: memoryview, offset: int) -> None:
         """Fill ``buffer`` from ``offset``; holes read as zeros."""
@@ -149,6 +151,7 @@ class PageStore:
 
         Raises: ENOSPC.
         """
+        self._own_ranges()
         first = offset >> PAGE_SHIFT
         end = offset + length + PAGE_MASK >> PAGE_SHIFT
         maximum = self.limit.maximum
@@ -175,6 +178,10 @@ class PageStore:
             self._promised.add(hole, hole_end)
         self.pages += needed
 
+    def _own_ranges(self) -> None:
+        if self._promised is _NO_RANGES:
+            self._promised, self._cleared = PageRanges(), PageRanges()
+
     def seek_data(self, offset: int) -> int | None:
         """The first byte of data at or after ``offset``, by whole pages; None if there is none."""
         run = self._next_run(offset >> PAGE_SHIFT, self._cleared)
@@ -189,14 +196,52 @@ class PageStore:
             run = self._next_run(page, self._cleared)
         return max(offset, page << PAGE_SHIFT)
 
+    def stored_runs(self) -> Iterator[tuple[int, int]]:
+        """The runs of pages with bytes, as (first, end), in order."""
+        run = self._next_stored_run(0)
+        while run is not None:
+            yield run
+            run = self._next_stored_run(run[1])
+
+    def promised_runs(self) -> Iterator[tuple[int, int, bool]]:
+        """The runs of pages without bytes, as (first, end, do they count as data), in order."""
+        for first, end in self._promised:
+            while first < end:
+                run = self._cleared.next_run(first)
+                if run is None or run[0] >= end:
+                    yield first, end, False
+                    break
+                if first < run[0]:
+                    yield first, run[0], False
+                yield *run, True
+                first = run[1]
+
+    def promise(self, first: int, end: int, cleared: bool) -> None:
+        """Charge the pages ``[first, end)``, none of which is there yet. Raises: ENOSPC."""
+        if not self.limit.take(end - first):
+            raise oserror(errno.ENOSPC)
+        self.pages += end - first
+        self._own_ranges()
+        self._promised.add(first, end)
+        if cleared:
+            self._cleared.add(first, end)
+
+    def charge_to(self, limit: Limit) -> None:
+        """Have ``limit`` count the pages from now on. Raises: ENOSPC."""
+        if not limit.take(self.pages):
+            raise oserror(errno.ENOSPC)
+        self.limit.give(self.pages)
+        self.limit = limit
+
     def free(self) -> None:
         """Give everything back (the inode is evicted)."""
+        if not self.pages:
+            return
         self.limit.give(self.pages)
         self.pages = 0
         self._windows.clear()
         self._full.clear()
-        self._promised = PageRanges()
-        self._cleared = PageRanges()
+        self._promised = self._cleared = _NO_RANGES
 
     def check(self) -> None:
         """Raises InvariantViolation: pages that differ from the account, a malformed window."""

@@ -15,7 +15,9 @@ from harness.errors import UsageError
 from harness.fuse.host_mount import HostMountError
 from harness.guest.errors import GuestError, GuestUnavailable
 
-COMMANDS: Final = ("guest", "mount", "do", "serve", "virtiofsd", "device", "mkext2", "demo", "test")
+COMMANDS: Final = (
+    "guest", "mount", "do", "serve", "virtiofsd", "device", "shell", "mkext2", "demo", "test",
+)  # fmt: skip
 """Modules beside this one, in the order of `dentry --help`."""
 EXIT_USAGE: Final = 2
 EXIT_GUEST: Final = 125

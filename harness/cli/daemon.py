@@ -9,10 +9,11 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from typing import Self
+from typing import Self, TextIO
 
 from harness.cli.options import prepare_daemon
 from harness.compose import Tree
+from harness.control.server import controlled
 from harness.errors import UsageError
 from harness.fuse.server import FuseServer
 from harness.guest.errors import GuestUnavailable
@@ -36,8 +37,9 @@ class ForkedDaemon:
     `socket` is the frontend's end of the connection, owned by us until somebody closes it.
     """
 
-    def __init__(self, build: Callable[[], Tree]) -> None:
-        """Have the child `build` the tree, and return when it serves.
+    def __init__(self, build: Callable[[], Tree], control: str | None = None) -> None:
+        """Have the child `build` the tree, and return when it serves; `control` is the path of its
+        control socket.
 
         Raises:
             UsageError, GuestUnavailable: the child's, from `build`.
@@ -49,7 +51,7 @@ class ForkedDaemon:
         if self._pid == 0:
             os.close(report)
             self.socket.close()
-            _run_child(build, theirs, child_report)
+            _run_child(build, control, theirs, child_report)
         theirs.close()
         os.close(child_report)
         self._report = os.fdopen(report)
@@ -90,7 +92,19 @@ class ForkedDaemon:
         return message
 
 
-def _run_child(build: Callable[[], Tree], sock: socket.socket, report: int) -> None:
+def _serve(tree: Tree, control: str | None, sock: socket.socket, parent: TextIO) -> None:
+    with tree:
+        prepare_daemon(tree)
+        server = FuseServer(tree.vfs, tree.root)
+        with VirtioFsDevice(server) as device, controlled(control, tree.vfs, tree.task):
+            parent.write(json.dumps({"ready": True}) + "\n")
+            device.serve_connection(sock)
+        parent.write(json.dumps({"requests": server.statistics()}) + "\n")
+
+
+def _run_child(
+    build: Callable[[], Tree], control: str | None, sock: socket.socket, report: int
+) -> None:
     """Never returns."""
     status = 1
     try:
@@ -100,19 +114,11 @@ def _run_child(build: Callable[[], Tree], sock: socket.socket, report: int) -> N
             signal.signal(number, signal.SIG_IGN)
         with os.fdopen(report, "w", buffering=1) as parent:
             try:
-                tree = build()
+                _serve(build(), control, sock, parent)
             except UsageError as error:
                 parent.write(json.dumps({"error": str(error)}) + "\n")
             except GuestUnavailable as error:
                 parent.write(json.dumps({"unavailable": str(error)}) + "\n")
-            else:
-                with tree:
-                    prepare_daemon(tree)
-                    server = FuseServer(tree.vfs, tree.root)
-                    with VirtioFsDevice(server) as device:
-                        parent.write(json.dumps({"ready": True}) + "\n")
-                        device.serve_connection(sock)
-                    parent.write(json.dumps({"requests": server.statistics()}) + "\n")
         status = 0
     except BrokenPipeError:
         # The parent is gone, and with it whoever could want to know.

@@ -11,6 +11,7 @@ from typing import Final
 from harness.cli.daemon import ForkedDaemon
 from harness.cli.guest_tree import busybox_tree, host_tree
 from harness.cli.options import (
+    add_control,
     add_logging,
     add_mounts,
     configure_logging,
@@ -65,6 +66,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--tag", default="dentry", metavar="T", help="(default: dentry)")
     parser.add_argument("--console-log", type=Path, metavar="F", help="the guest kernel's console")
+    add_control(parser)
     add_logging(parser)
     parser.add_argument("command", nargs="*", metavar="COMMAND", help=argparse.SUPPRESS)
     parser.set_defaults(run=run)
@@ -85,7 +87,11 @@ def run(arguments: argparse.Namespace) -> int:
         build = partial(host_tree, arguments.root, mounts)
     pmem = parse_pmem_specs(arguments.pmem_ext2)
     interactive = all(os.isatty(fd) for fd in (0, 1, 2))
-    with terminable(), PmemImages(pmem) as images, ForkedDaemon(build) as daemon:
+    with (
+        terminable(),
+        PmemImages(pmem) as images,
+        ForkedDaemon(build, arguments.control) as daemon,
+    ):
         config = GuestConfig(
             filesystem=daemon.socket,
             tag=arguments.tag,

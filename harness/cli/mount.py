@@ -9,6 +9,7 @@ import signal
 from typing import Any, Final
 
 from harness.cli.options import (
+    add_control,
     add_logging,
     add_mounts,
     configure_logging,
@@ -17,6 +18,7 @@ from harness.cli.options import (
     shared_directory,
 )
 from harness.compose import Tree
+from harness.control.server import controlled
 from harness.errors import UsageError
 from harness.fuse.dev_fuse import DEFAULT_READERS, FuseMount
 from harness.fuse.host_mount import HELPER, MountOptions
@@ -65,6 +67,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="N",
         help=f"threads that read requests (default: {DEFAULT_READERS})",
     )
+    add_control(parser)
     add_logging(parser)
     parser.set_defaults(run=run)
 
@@ -90,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
         server.notify = mount.post_notify
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: mount.stop())
-        with mount:
+        with mount, controlled(arguments.control, tree.vfs, tree.task):
             mount.wait()
     return 0
 

@@ -8,6 +8,7 @@ import socket
 from typing import Final
 
 from harness.cli.options import (
+    add_control,
     add_logging,
     add_mounts,
     configure_logging,
@@ -16,8 +17,10 @@ from harness.cli.options import (
     shared_directory,
 )
 from harness.compose import Tree
+from harness.control.server import controlled
 from harness.errors import UsageError
 from harness.fuse.server import FuseServer
+from harness.migration import MigrationOptions, ServerState
 from harness.socket_file import SocketFile
 from harness.virtiofs import VirtioFsDevice
 
@@ -50,6 +53,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="N",
         help="request queues offered (default: 1); a guest before Linux 6.11 uses one",
     )
+    add_control(parser)
     add_logging(parser)
     parser.set_defaults(run=run)
 
@@ -64,10 +68,11 @@ def run(arguments: argparse.Namespace) -> int:
         prepare_daemon(tree)
         server = FuseServer(tree.vfs, tree.root)
         try:
-            device = VirtioFsDevice(server, arguments.tag, arguments.num_queues)
+            state = ServerState(server, MigrationOptions())
+            device = VirtioFsDevice(server, arguments.tag, arguments.num_queues, state=state)
         except OSError as error:
             raise UsageError(error.strerror) from None
-        with device:
+        with device, controlled(arguments.control, tree.vfs, tree.task):
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, lambda *_: device.stop())
             if arguments.fd is not None:

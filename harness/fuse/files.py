@@ -6,7 +6,7 @@ import errno
 from typing import TYPE_CHECKING, Final
 
 from harness.fuse import abi
-from harness.fuse.buffers import clip, gather, length_of, scatter, skip
+from harness.fuse.buffers import clip, length_of, scatter
 from harness.fuse.request import answer, room_of
 from vfs.abi import (
     FS_APPEND_FL,
@@ -55,8 +55,12 @@ if TYPE_CHECKING:
     from vfs.credentials import Credentials
     from vfs.dentry import Dentry
 
+_open_in: Final = abi.OPEN_IN.unpack_from
+_open_out: Final = abi.OPEN_OUT.pack_into
+_OPEN_OUT_SIZE: Final = abi.OPEN_OUT.size
+_release_in: Final = abi.RELEASE_IN.unpack_from
 _read_in: Final = abi.READ_IN.unpack_from
-_write_in: Final = abi.WRITE_IN.unpack
+_write_in: Final = abi.WRITE_IN.unpack_from
 _write_out: Final = abi.WRITE_OUT.pack_into
 _HEADERS: Final = abi.IN_HEADER_SIZE + abi.WRITE_IN_SIZE
 _OFFSET_MAX: Final = (1 << 63) - 1
@@ -143,15 +147,16 @@ def open_(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
     node = server.nodes.by_id[header[3]]
     if node.inode.mode & S_IFMT != S_IFREG and not node.is_device:
         return -(errno.EISDIR if node.inode.is_dir else errno.ENXIO)
-    flags, open_flags = abi.OPEN_IN.unpack_from(body)
+    flags, open_flags = _open_in(body)
     cred = server.caller(header, body)
     file = open_file(server, node.group, node.dentry, flags, open_flags, cred)
     fopen = reply_flags(server, node, file)
-    return answer(reply, abi.OPEN_OUT, server.handles.add_file(file), fopen, 0)
+    _open_out(reply[1], reply[2], server.handles.add_file(file), fopen, 0)
+    return _OPEN_OUT_SIZE
 
 
 def release(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
-    file = server.handles.files.pop(abi.RELEASE_IN.unpack_from(body)[0], None)
+    file = server.handles.files.pop(_release_in(body)[0], None)
     if file is None:
         return -errno.EBADF
     if server.locks is not None:
@@ -184,12 +189,14 @@ def read(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
     buffers: Segments
     if at:
         buffers = [out[at:], *segments[1:]] if len(segments) > 1 else [out[at : at + size]]
+        if len(buffers) > 1:
+            buffers = clip(buffers, size)
     elif len(segments) == 2:
-        buffers = (out,)
+        buffers = (out if len(out) <= size else out[:size],)
     else:
         buffers = segments[1:]
-    if len(buffers) > 1 or len(buffers[0]) > size:
-        buffers = clip(buffers, size)
+        if length_of(buffers) > size:
+            buffers = clip(buffers, size)
     if not file.seekable:
         offset = 0
     elif offset > _OFFSET_MAX:
@@ -205,25 +212,9 @@ def read(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
 
 
 def write(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
-    """FUSE_WRITE, straight from the client's buffers; ``segments`` are the request's."""
-    segments, out, at = reply
-    head = segments[0]
-    data: Segments
-    if len(head) == abi.IN_HEADER_SIZE and len(segments) > 1 and len(segments[1]) == 40:
-        args = _write_in(segments[1])
-        data = segments[2:]
-    else:
-        front = gather(segments, _HEADERS)
-        if len(front) < _HEADERS:
-            return -errno.EINVAL
-        args = abi.WRITE_IN.unpack_from(front, abi.IN_HEADER_SIZE)
-        data = skip(segments, _HEADERS)
-    fh, offset, size, write_flags, _, flags, _ = args
-    total = len(data[0]) if len(data) == 1 else length_of(data)
-    if size != total:
-        if size > total:
-            return -errno.EINVAL
-        data = clip(data, size)
+    """FUSE_WRITE, straight from the client's buffers."""
+    data, out, at = reply
+    fh, offset, size, write_flags, _, flags, _ = _write_in(body)
     if header[0] != _HEADERS + size:
         return -errno.EINVAL
     if size > _TRANSFER_LIMIT:

@@ -65,29 +65,40 @@ class DirectoryHandle:
 class HandleTable:
     """The open files and directories of a session; one number space. Linux: ``fuse_file.fh``.
 
-    Holds one reference on each description.
+    Holds one reference on each description. ``next`` will be the next handle.
     """
 
-    __slots__ = ("_next", "directories", "files")
+    __slots__ = ("directories", "files", "next")
 
     def __init__(self) -> None:
         self.files = IdTable["FileDescription"](errno.EBADF)
         self.directories = IdTable[DirectoryHandle](errno.EBADF)
-        self._next = 1
+        self.next = 1
 
     def add_file(self, file: FileDescription) -> int:
         """A handle for ``file``; takes over the caller's reference."""
-        fh = self._next
-        self._next = fh + 1
+        fh = self.next
+        self.next = fh + 1
         self.files[fh] = file
         return fh
 
     def add_directory(self, file: FileDescription) -> int:
         """A handle for the open directory ``file``; takes over the caller's reference."""
-        fh = self._next
-        self._next = fh + 1
+        fh = self.next
+        self.next = fh + 1
         self.directories[fh] = DirectoryHandle(file)
         return fh
+
+    def restore(self, fh: int, file: FileDescription) -> None:
+        """Have a handle that the client knows from elsewhere; takes over the caller's reference on
+        ``file`` unless it raises. ``next`` is set before. Raises: EINVAL if it cannot be.
+        """
+        if fh in self.files or fh in self.directories or not 0 < fh < self.next:
+            raise oserror(errno.EINVAL)
+        if file.inode.is_dir:
+            self.directories[fh] = DirectoryHandle(file)
+        else:
+            self.files[fh] = file
 
     def descriptions(self) -> list[FileDescription]:
         """Every open file and directory, borrowed."""

@@ -26,10 +26,12 @@ class Identities:
     groups and capabilities are read from /proc, which is right for a mount on this host only.
     """
 
-    __slots__ = ("_cache", "_user_namespace", "default_permissions")
+    __slots__ = ("_cache", "_user_namespace", "default_permissions", "plain")
 
     def __init__(self, default_permissions: bool) -> None:
         self.default_permissions = default_permissions
+        # Those of requests without groups, by uid and gid, while ids are all that counts.
+        self.plain: dict[tuple[int, int], Credentials] = {}
         self._cache: dict[tuple[int, int, frozenset[int]], Credentials] = {}
         self._user_namespace = "" if default_permissions else os.readlink("/proc/self/ns/user")
 
@@ -44,7 +46,10 @@ class Identities:
         if cred is None:
             if len(self._cache) >= _CACHE_LIMIT:
                 self._cache.clear()
+                self.plain.clear()
             cred = self._cache[key] = Credentials(uid, gid, groups, caps=CAP_FULL_SET)
+            if not groups:
+                self.plain[uid, gid] = cred
         return cred
 
     def _of_process(self, uid: int, gid: int, pid: int) -> Credentials:

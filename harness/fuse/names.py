@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from harness.fuse import abi
 from harness.fuse.files import open_file, reply_flags
-from vfs.abi import O_EXCL, O_TMPFILE, O_TRUNC, S_IALLUGO, X_OK
+from vfs.abi import O_EXCL, O_TMPFILE, O_TRUNC, S_IALLUGO, S_IFDIR, S_IFMT, X_OK
 from vfs.errors import oserror
 from vfs.namei import follow_dotdot, step
 from vfs.operations import (
@@ -62,6 +62,21 @@ def _in_directory(work: _Work) -> Handler:
 
     def handler(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
         with server.nodes.by_id[header[3]].get() as parent:
+            return work(server, parent, header, body, reply)
+
+    return handler
+
+
+def _adding_to_directory(work: _Work) -> Handler:
+    """``_in_directory`` for what takes no names away. Where no lookup does either, nothing can be
+    unmounted meanwhile, and a CREATE saves 0.5 us.
+    """
+
+    def handler(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int:
+        parent = server.nodes.by_id[header[3]]
+        if not parent.group.asks_again:
+            return work(server, parent, header, body, reply)
+        with parent.get():
             return work(server, parent, header, body, reply)
 
     return handler
@@ -125,20 +140,40 @@ def lookup(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int
     """FUSE_LOOKUP. "." and ".." come from file handles (FUSE_EXPORT_SUPPORT)."""
     nodes = server.nodes
     parent = nodes.by_id[header[3]]
-    end = len(body) - 1
-    if end < 1 or body.find(0) != end or 0x2F in body:
-        return -errno.EINVAL
-    name = body[:end]
     if not server.default_permissions:
         inode_permission(parent.inode, server.caller(header, body), X_OK)
+    group = parent.group
+    end = len(body) - 1
+    name = body[:end]
+    children = parent.dentry.children
+    if children and name in children and not group.asks_again and not body[end]:
+        # As below for the common case, a cached name whose node the client has, in half the time.
+        child = children[name]
+        inode = child.inode
+        if inode is not None and not child.mounted:
+            known = group.nodes.get(child if inode.mode & S_IFMT == S_IFDIR else inode)
+            if known is not None and known.dentry is child:
+                known.nlookup += 1
+                wire = known.wire
+                _, out, at = reply
+                out[at : at + 128] = (
+                    known.entry if wire is not None and wire is inode.wire else nodes.renew(known)
+                )
+                return 128
+    if end < 1 or body.find(0) != end or 0x2F in body:
+        return -errno.EINVAL
     if name == b"." or name == b"..":
         return _lookup_dot(server, parent, name, reply)
-    group = parent.group
     held = parent.get() if group.asks_again else None
     try:
         dentry = step(parent.dentry, name)
         if dentry is None:
-            return _reply_negative(group.policy.negative_ns, reply)
+            # There is no such name, which the client may remember for a while.
+            if not group.negative:
+                return -errno.ENOENT
+            _, out, at = reply
+            out[at : at + 128] = group.negative
+            return 128
         node = nodes.enter_mounted(group, dentry) if dentry.mounted else nodes.enter(group, dentry)
         wire = node.wire
         _, out, at = reply
@@ -148,16 +183,6 @@ def lookup(server: FuseServer, header: Header, body: bytes, reply: Reply) -> int
     finally:
         if held is not None:
             held.put()
-    return 128
-
-
-def _reply_negative(negative_ns: int, reply: Reply) -> int:
-    """There is no such name, which the client may remember for a while."""
-    if not negative_ns:
-        return -errno.ENOENT
-    seconds, nanoseconds = divmod(negative_ns, 10**9)
-    _, out, at = reply
-    abi.ENTRY_OUT.pack_into(out, at, 0, 0, seconds, 0, nanoseconds, 0, b"")
     return 128
 
 
@@ -177,7 +202,7 @@ def _lookup_dot(server: FuseServer, node: Node, name: bytes, reply: Reply) -> in
     return 128
 
 
-@_in_directory
+@_adding_to_directory
 def mknod(server: FuseServer, parent: Node, header: Header, body: bytes, reply: Reply) -> int:
     mode, rdev, umask, _ = abi.MKNOD_IN.unpack_from(body)
     cred, name = _named(server, header, body, abi.MKNOD_IN)
@@ -187,7 +212,7 @@ def mknod(server: FuseServer, parent: Node, header: Header, body: bytes, reply: 
     return _reply_entry(server, parent, dentry, reply)
 
 
-@_in_directory
+@_adding_to_directory
 def mkdir(server: FuseServer, parent: Node, header: Header, body: bytes, reply: Reply) -> int:
     mode, umask = abi.MKDIR_IN.unpack_from(body)
     cred, name = _named(server, header, body, abi.MKDIR_IN)
@@ -196,7 +221,7 @@ def mkdir(server: FuseServer, parent: Node, header: Header, body: bytes, reply: 
     return _reply_entry(server, parent, dentry, reply)
 
 
-@_in_directory
+@_adding_to_directory
 def symlink(server: FuseServer, parent: Node, header: Header, body: bytes, reply: Reply) -> int:
     cred = server.caller(header, body)
     name, target = two_names_in(server.strip_extensions(header, body), 0)
@@ -205,7 +230,7 @@ def symlink(server: FuseServer, parent: Node, header: Header, body: bytes, reply
     return _reply_entry(server, parent, dentry, reply)
 
 
-@_in_directory
+@_adding_to_directory
 def link(server: FuseServer, parent: Node, header: Header, body: bytes, reply: Reply) -> int:
     source = server.nodes.by_id[abi.LINK_IN.unpack_from(body)[0]]
     name = name_in(body, abi.LINK_IN.size)
@@ -273,7 +298,7 @@ def _open_entry(
     return 144
 
 
-@_in_directory
+@_adding_to_directory
 def create(server: FuseServer, parent: Node, header: Header, body: bytes, reply: Reply) -> int:
     """FUSE_CREATE: create and open. A file that appeared meanwhile is opened, but for O_EXCL."""
     flags, mode, umask, open_flags = abi.CREATE_IN.unpack_from(body)
@@ -298,7 +323,7 @@ def create(server: FuseServer, parent: Node, header: Header, body: bytes, reply:
     return _open_entry(server, parent, dentry, flags, open_flags, fresh, cred, reply)
 
 
-@_in_directory
+@_adding_to_directory
 def tmpfile(server: FuseServer, parent: Node, header: Header, body: bytes, reply: Reply) -> int:
     """FUSE_TMPFILE: O_TMPFILE. The name in the request is "/", for nothing."""
     cred = server.caller(header, body)

@@ -20,7 +20,8 @@ from harness.fuse import abi
 from harness.fuse.cache import is_host_submount
 from harness.fuse.handles import IdTable
 from vfs.abi import S_IFBLK, S_IFCHR, S_IFDIR, S_IFMT, S_IFREG, major, minor
-from vfs.errors import InvariantViolation
+from vfs.dentry import Dentry
+from vfs.errors import InvariantViolation, oserror
 from vfs.inode import Inode
 from vfs.mount import Mount, VirtualDentry
 from vfs.namei import follow_up, traverse_mounts
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from harness.fuse.cache import CachePolicy
-    from vfs.dentry import Dentry
     from vfs.superblock import Superblock
 
 _log = logging.getLogger(__name__)
@@ -62,13 +62,14 @@ def pack_attributes(inode: Inode) -> bytes:
 class MountNodes:
     """The nodes of one mount, by dentry (directories) or inode, and how they are presented.
 
+    ``negative`` is the entry of a name that does not exist, empty if the client may not keep it.
     While it has nodes it is in its table, and ``kill`` is one of the mount's pins. ``asks_again``
     tells that a mere lookup may find a name gone, with what was mounted on it.
     """
 
     __slots__ = (
         "asks_again", "attr_ns", "attr_s", "entry_ns", "entry_s", "ino_base", "keep_unchanged",
-        "mount", "nodes", "policy", "table", "unique_inodes",
+        "mount", "negative", "nodes", "policy", "table", "unique_inodes",
     )  # fmt: skip
 
     def __init__(
@@ -86,6 +87,10 @@ class MountNodes:
         self.policy = policy
         self.entry_s, self.entry_ns = divmod(policy.entry_ns, _SECOND_NS)
         self.attr_s, self.attr_ns = divmod(policy.attr_ns, _SECOND_NS)
+        seconds, rest = divmod(policy.negative_ns, _SECOND_NS)
+        self.negative = (
+            abi.ENTRY_OUT.pack(0, 0, seconds, 0, rest, 0, b"") if policy.negative_ns else b""
+        )
         self.asks_again = mount.superblock.dcache == DCACHE_REVALIDATE
         self.keep_unchanged = policy.keep_unchanged and mount.superblock.dcache == DCACHE_PINNED
         self.ino_base = ino_base
@@ -170,11 +175,12 @@ class NodeTable:
     ``generation`` tells sessions apart, because each counts its node ids from 1.
 
     ``by_id`` has the nodes that requests may name, ``stale`` the lookup counts of those whose mount
-    is gone. Of the mounts only the root's is held, as a task holds that of its root.
+    is gone. ``next_id`` will be the next node's. Of the mounts only the root's is held, as a task
+    holds that of its root.
     """
 
     __slots__ = (
-        "_next_id", "_policy", "_underflows", "by_id", "emulate_devices", "generation", "groups",
+        "_policy", "_underflows", "by_id", "emulate_devices", "generation", "groups", "next_id",
         "root", "stale", "submounts", "unique_inodes",
     )  # fmt: skip
 
@@ -189,7 +195,7 @@ class NodeTable:
         self.by_id = IdTable[Node](errno.ESTALE)
         self.stale: dict[int, int] = {}
         self.groups: dict[Mount, MountNodes] = {}
-        self._next_id = abi.ROOT_ID
+        self.next_id = abi.ROOT_ID
         self._underflows = 0
         self.root: Node | None = None
 
@@ -226,15 +232,53 @@ class NodeTable:
                 node.dentry.put()
                 node.dentry = dentry
             return node
-        nodeid = self._next_id
-        self._next_id = nodeid + 1
-        is_device = self.emulate_devices and self._has_driver(inode)
+        nodeid = self.next_id
+        self.next_id = nodeid + 1
+        return self._insert(nodeid, group, dentry, dentry if is_dir else inode)
+
+    def _insert(self, nodeid: int, group: MountNodes, dentry: Dentry, key: Dentry | Inode) -> Node:
+        assert dentry.inode is not None
+        is_device = self.emulate_devices and self._has_driver(dentry.inode)
         node = Node(nodeid, group, dentry, is_device)
         if not group.nodes:
             self.groups[group.mount] = group
             group.mount.pin(group.kill)
-        group.nodes[dentry if is_dir else inode] = self.by_id[nodeid] = node
+        group.nodes[key] = self.by_id[nodeid] = node
         return node
+
+    def restore(self, nodeid: int, nlookup: int, mount: Mount, dentry: Dentry) -> None:
+        """Have a node that the client knows from elsewhere; borrows ``dentry``. ``next_id`` is set
+        before.
+
+        Raises: EINVAL if the id or the count cannot be, or the file has a node already.
+        """
+        inode = dentry.inode
+        assert inode is not None
+        self._require_free(nodeid, nlookup)
+        group = self.group(mount)
+        dcache = dentry.superblock.vfs.dcache
+        if not inode.is_dir:
+            if inode in group.nodes:
+                raise oserror(errno.EINVAL)
+            self._insert(nodeid, group, dcache.hold(dentry), inode).nlookup = nlookup
+            return
+        if dentry in group.nodes:
+            # A directory that was renamed behind our back: it was looked up again, and had a node
+            # under each name.
+            dentry = Dentry(dentry.superblock, dentry.parent, dentry.name, inode.get())
+        else:
+            dcache.hold(dentry)
+        self._insert(nodeid, group, dentry, dentry).nlookup = nlookup
+
+    def restore_stale(self, nodeid: int, nlookup: int) -> None:
+        """Have a node id that means nothing, and is to be forgotten. Raises: EINVAL."""
+        self._require_free(nodeid, nlookup)
+        self.stale[nodeid] = nlookup
+
+    def _require_free(self, nodeid: int, nlookup: int) -> None:
+        taken = nodeid in self.by_id or nodeid in self.stale
+        if taken or not abi.ROOT_ID < nodeid < self.next_id or not 0 < nlookup <= _MASK64:
+            raise oserror(errno.EINVAL)
 
     @staticmethod
     def _has_driver(inode: Inode) -> bool:
@@ -332,7 +376,7 @@ class NodeTable:
         self.by_id.clear()
         self.stale.clear()
         self.groups.clear()
-        self._next_id = abi.ROOT_ID
+        self.next_id = abi.ROOT_ID
         for node in nodes:
             node.dentry.put()
         if root is not None:
@@ -358,12 +402,12 @@ class NodeTable:
                     raise InvariantViolation(f"{node!r} has the wrong key")
                 if node.mount is not mount or node.dentry.superblock is not mount.superblock:
                     raise InvariantViolation(f"{node!r} sits on the wrong mount")
-                if node.nlookup < 1 or node.nodeid >= self._next_id:
+                if node.nlookup < 1 or node.nodeid >= self.next_id:
                     raise InvariantViolation(f"{node!r}: a lookup count or id out of range")
                 if node.dentry.inode is not node.inode or node.dentry.count < 1:
                     raise InvariantViolation(f"{node!r} holds a dead or foreign dentry")
         if seen != len(self.by_id):
             raise InvariantViolation("a node belongs to no mount")
         for nodeid, nlookup in self.stale.items():
-            if nodeid in self.by_id or nlookup < 1 or nodeid >= self._next_id:
+            if nodeid in self.by_id or nlookup < 1 or nodeid >= self.next_id:
                 raise InvariantViolation(f"stale node {nodeid}: in use, forgotten or never given")

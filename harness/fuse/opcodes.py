@@ -83,7 +83,7 @@ OPCODES: Final = (
          mutating=True, note="truncates for O_TRUNC; devices with `devices=emulate`"),
     _row(15, "READ", files.read, abi.READ_IN, kind=DATA_OUT,
          note="into the client's memory; waits without holding up others"),
-    _row(16, "WRITE", files.write, None, 0, abi.WRITE_OUT.size, DATA_IN,
+    _row(16, "WRITE", files.write, abi.WRITE_IN, 0, abi.WRITE_OUT.size, DATA_IN,
          mutating=True, note="from the client's memory; waits without holding up others"),
     _row(17, "STATFS", attributes.statfs, None, 0, abi.KSTATFS.size),
     _row(18, "RELEASE", files.release, abi.RELEASE_IN),

@@ -9,6 +9,8 @@ from collections import OrderedDict
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
+from harness.wire import WITHDRAWN
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -117,12 +119,21 @@ class Parking:
 
     def interrupt_all(self) -> None:
         """Fail every waiting request with EINTR."""
+        for request in self._take_all():
+            self._fail(request)
+
+    def withdraw_all(self) -> None:
+        """Let go of every waiting request, whose sender will repeat it."""
+        for request in self._take_all():
+            request.queue.remove(request)
+            request.completion(WITHDRAWN)
+
+    def _take_all(self) -> list[ParkedRequest]:
         with self._lock:
             requests = list(self._parked.values())
             self._parked.clear()
             self._early.clear()
-        for request in requests:
-            self._fail(request)
+        return requests
 
     def close(self) -> None:
         """Fail what waits and let the thread end."""

@@ -6,10 +6,11 @@ A handler is one row's work: ``handler(server, header, body, reply)``, called un
     the fields of fuse_in_header, as ``abi.IN_HEADER`` unpacks them.
 ``body``
     everything after the header, copied once, so that a client that rewrites its request while it
-    is read confuses nobody. For WRITE it is empty and the handler reads ``segments``.
+    is read confuses nobody. For WRITE it is the arguments, without the data.
 ``reply``
-    ``(segments, out, at)``: the reply's writable segments, whole (for WRITE the request's), and
-    where its arguments start. The result bytes of the row fit there in one piece.
+    ``(segments, out, at)``: the reply's writable segments, whole (for WRITE the data, as long as
+    the header says), and where its arguments start. The result bytes of the row fit there in one
+    piece.
 
 Returns the bytes of reply arguments, ``-errno``, or ``NO_REPLY``. Raises: OSError, which is turned
 into an errno; WouldBlock parks the request, and the handler is called again with the same

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from harness.fuse import abi, session
-from harness.fuse.buffers import Segments, gather, length_of, scatter, skip
+from harness.fuse.buffers import Segments, clip, gather, length_of, scatter, skip
 from harness.fuse.cache import AUTO, CachePolicy, adapted, has_no_xattrs, wanted_flags
 from harness.fuse.handles import HandleTable
 from harness.fuse.identity import Identities, security_contexts, supplementary_groups
@@ -52,9 +52,12 @@ _ERRNO_END: Final = 512
 
 # Header, opcode as counted, handler, body, segments, first of the reply, and where results go.
 _Parsed = tuple[Header, int, Handler, bytes | None, Segments, memoryview, memoryview, int]
-# As much of it as the lengths of a chain's segments tell: the header, the rest and its length, the
-# reply's first segment, that in words, where results go, and how many bytes of them fit there.
-_Frame = tuple[memoryview, memoryview, int, memoryview, memoryview, memoryview, int, int]
+# As much of it as the lengths of a chain's segments tell: the header, the rest and its length if
+# that is all, what follows it and the length of everything if the rest can be a WRITE's arguments
+# (-1: not so), the reply's first segment, that in words, where results go, and the room there.
+_Frame = tuple[
+    memoryview, memoryview, int, Segments, int, memoryview, memoryview, memoryview, int, int
+]
 
 _in_header = abi.IN_HEADER.unpack_from
 _out_header = abi.OUT_HEADER.pack_into
@@ -87,9 +90,13 @@ def _frame_of(request: Segments, reply: Segments) -> _Frame | tuple[()]:
     """The frame of a chain that is laid out as Linux does it; empty for others."""
     if not request or len(request[0]) != 40 or not reply or len(reply[0]) < 16:
         return ()
-    rest = request[1] if len(request) == 2 else _EMPTY
-    # No size fits where there are more segments: most are WRITEs, whose arguments stay in them.
-    size = len(rest) if len(request) < 3 and len(rest) <= _BODY_MAX else -1
+    rest = request[1] if len(request) > 1 else _EMPTY
+    size = total = -1
+    data = request[2:]
+    if not data:
+        size = len(rest)
+    elif len(rest) == abi.WRITE_IN_SIZE:
+        total = length_of(request)
     first = reply[0]
     if len(first) > 16 or len(reply) < 2:
         out, at = first, 16
@@ -97,7 +104,7 @@ def _frame_of(request: Segments, reply: Segments) -> _Frame | tuple[()]:
         out, at = reply[1], 0
     # The two words of fuse_out_header without an error, in two thirds of the time of `pack_into`.
     words = first[:16].cast("Q")
-    return request[0], rest, size, first, words, out, at, len(out) - at
+    return request[0], rest, size, data, total, first, words, out, at, len(out) - at
 
 
 class _Scattered:
@@ -113,7 +120,8 @@ class _Scattered:
         self._completion = completion
 
     def __call__(self, length: int) -> None:
-        scatter(self._bounce[:length], self._reply)
+        if length > 0:
+            scatter(self._bounce[:length], self._reply)
         self._completion(length)
 
 
@@ -171,13 +179,13 @@ class FuseServer:
         session starts. The client then learns at once what is mounted and unmounted; otherwise
         when its entries time out, or a node that it names is gone.
 
-    ``counts`` is the number of requests by opcode (0: unknown ones).
+    ``counts`` is the number of requests by opcode (0: unknown ones). ``root`` is what node 1 is.
     """
 
     __slots__ = (
-        "_bugs", "_cache", "_identities", "_root", "_rows", "_sessions", "_watching", "counts",
-        "default_permissions", "flags", "handles", "lock", "locks", "minor", "nodes", "notify",
-        "parking", "polls", "unique_inodes", "vfs", "wanted_flags",
+        "_bugs", "_cache", "_rows", "_sessions", "_watching", "counts", "default_permissions",
+        "flags", "handles", "identities", "lock", "locks", "minor", "nodes", "notify", "parking",
+        "polls", "root", "unique_inodes", "vfs", "wanted_flags",
     )  # fmt: skip
 
     def __init__(
@@ -197,7 +205,7 @@ class FuseServer:
         """Borrows ``root`` for its whole life; holds references in a session only."""
         self.vfs = vfs
         self.lock = vfs.lock
-        self._root = root
+        self.root = root
         self._cache = cache
         self.default_permissions = default_permissions
         self.unique_inodes = unique_inodes
@@ -221,7 +229,7 @@ class FuseServer:
         self._sessions = 0
         self._watching = False
         self._rows = _BEFORE_INIT
-        self._identities = Identities(default_permissions)
+        self.identities = Identities(default_permissions)
         self.parking = Parking(vfs.lock)
         self.polls: dict[tuple[int, FileDescription], PollWaiter] = {}
         self.handles = HandleTable()
@@ -261,7 +269,7 @@ class FuseServer:
                 if frame is None:
                     frame = request.frame = _frame_of(request, reply)
                 if frame:
-                    head, rest, size, first, words, out, at, room = frame
+                    head, rest, size, data, total, first, words, out, at, room = frame
                     header: Header = _in_header(head)
                     unique = header[2]
                     opcode = header[1]
@@ -269,12 +277,11 @@ class FuseServer:
                         handler, arguments, result, kind = self._rows[opcode]
                         if kind < DATA_IN:
                             fits = room >= result and header[0] == 40 + size >= 40 + arguments
-                            body = rest.tobytes()
                             segments = reply
                         else:
-                            fits = room >= result and kind == DATA_IN
-                            body = b""
-                            segments = request
+                            fits = room >= result and kind == DATA_IN and header[0] == total
+                            segments = data
+                        body = rest.tobytes()
             if not fits:
                 parsed = self._parse(request, reply)
                 if parsed is None:
@@ -308,6 +315,10 @@ class FuseServer:
     def drain(self) -> None:
         """Answer every request that waits, with EINTR."""
         self.parking.interrupt_all()
+
+    def withdraw(self) -> None:
+        """Give every request that waits back unanswered, to be sent again."""
+        self.parking.withdraw_all()
 
     def reset(self) -> None:
         """End the session: its requests, polls, locks, handles and nodes; every reference is given
@@ -346,18 +357,39 @@ class FuseServer:
     def start_session(self, minor: int, flags: int) -> None:
         """INIT was agreed: begin with nothing but the root."""
         self.reset()
-        self.minor = minor
-        self.flags = flags
-        nodes = self.nodes
+        self._plant(self.nodes, flags, self._sessions)
+        self._open(minor, flags)
+
+    def _plant(self, nodes: NodeTable, flags: int, generation: int) -> None:
         nodes.submounts = bool(flags & abi.SUBMOUNTS)
         unique = self.unique_inodes
         nodes.unique_inodes = not nodes.submounts if unique is None else unique
-        nodes.plant(self._root, self._sessions)
-        self._sessions += 1
+        nodes.plant(self.root, generation)
+
+    def _open(self, minor: int, flags: int) -> None:
+        self.minor = minor
+        self.flags = flags
+        self._sessions = self.nodes.generation + 1
         self._rows = _rows(minor)
         if self.notify is not None:
             self.vfs.watch_mounts(self.invalidate_name)
             self._watching = True
+
+    def prepare_nodes(self, flags: int, generation: int) -> NodeTable:
+        """A table with a root, to be filled for ``resume_session``, or cleared."""
+        nodes = NodeTable(self._policy, self.nodes.emulate_devices)
+        self._plant(nodes, flags, generation)
+        return nodes
+
+    def resume_session(
+        self, minor: int, flags: int, nodes: NodeTable, handles: HandleTable
+    ) -> None:
+        """Go on with a session that was agreed with another server, in place of ours, which was
+        reset. Takes over both tables.
+        """
+        self.nodes = nodes
+        self.handles = handles
+        self._open(minor, flags)
 
     def invalidate_name(self, parent: Mount, mountpoint: Dentry) -> None:
         """Something was mounted there or unmounted: to the client, the name leads elsewhere now.
@@ -374,13 +406,17 @@ class FuseServer:
 
     def caller(self, header: Header, body: bytes) -> Credentials:
         """Whose request it is. Raises: EINVAL for broken extensions."""
-        groups = _NO_GROUPS
         extensions = header[7] * 8
+        if not extensions:
+            known = self.identities.plain.get((header[4], header[5]))
+            if known is not None:
+                return known
+        groups = _NO_GROUPS
         if extensions:
             if extensions > len(body):
                 raise oserror(errno.EINVAL)
             groups = supplementary_groups(body[-extensions:])
-        return self._identities.of(header[4], header[5], header[6], groups)
+        return self.identities.of(header[4], header[5], header[6], groups)
 
     def security_contexts(self, header: Header, body: bytes) -> list[tuple[bytes, bytes]]:
         """The attributes that something new is to have. Raises: EINVAL for broken extensions."""
@@ -400,7 +436,7 @@ class FuseServer:
         may be told to ask no more (ENOSYS), which saves it a request before every write.
         """
         return has_no_xattrs(superblock) and all(
-            has_no_xattrs(mount.superblock) for mount in self._root.mount.tree()
+            has_no_xattrs(mount.superblock) for mount in self.root.mount.tree()
         )
 
     def unlocked(self, file: FileDescription, function: Callable[..., _R], *args: object) -> _R:
@@ -453,12 +489,24 @@ class FuseServer:
                 at = 0
             if room < result:
                 return None
-        if kind == DATA_IN:
-            return header, opcode, handler, b"", request, first, out, at
         size = header[0] - 40
         body: bytes | None = None
+        if kind == DATA_IN:
+            data: Segments
+            if start == 40 and len(request) > 1 and len(request[1]) == arguments:
+                body, data = request[1].tobytes(), request[2:]
+            else:
+                body, data = gather(skip(request, 40), arguments), skip(request, 40 + arguments)
+            left = size - arguments
+            if length_of(data) > left:
+                data = clip(data, left)
+            if len(body) < arguments or length_of(data) != left:
+                body = None
+            return header, opcode, handler, body, data, first, out, at
         if 0 <= size <= _BODY_MAX and size >= arguments:
-            if start == header[0]:
+            if start == 40 and len(request) == 2 and len(request[1]) == size:
+                body = request[1].tobytes()
+            elif start == header[0]:
                 body = head[40:].tobytes()
             else:
                 body = gather(skip(request, 40), size)

@@ -14,7 +14,7 @@ from typing import Final
 from harness.fuse import abi
 from harness.fuse.buffers import Segments, gather, length_of
 from harness.fuse.opcodes import BY_NUMBER, DATA_IN
-from harness.wire import PENDING, FuseHandler
+from harness.wire import PENDING, WITHDRAWN, FuseHandler
 
 _log = logging.getLogger(__name__)
 # As much of a request as is printed; a name and a half.
@@ -124,7 +124,8 @@ class TracingHandler:
         begun = time.perf_counter_ns()
 
         def finished(length: int) -> None:
-            self._line("... " + text, reply, length, begun)
+            if length != WITHDRAWN:
+                self._line("... " + text, reply, length, begun)
             completion(length)
 
         length = self._handler.handle(request, reply, finished)
@@ -140,6 +141,9 @@ class TracingHandler:
 
     def drain(self) -> None:
         self._handler.drain()
+
+    def withdraw(self) -> None:
+        self._handler.withdraw()
 
     def reset(self) -> None:
         self._logger.info("the session ends")

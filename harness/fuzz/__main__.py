@@ -18,10 +18,12 @@ from harness.fuzz.isolation import isolate
 from harness.progress import progress
 
 SHARES: Final = {
-    "fuse": (80, 500),
+    "fuse": (71, 500),
     "threads": (10, 500),
     "virtio": (10, 400),
     "vhost-user": (5, 60),
+    "ext2": (3, 50),
+    "state": (1, 100),
 }
 """Of ``all``: percent of the inputs; and inputs in a case, by target."""
 
@@ -30,7 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status: 0 nothing found, 1 failures, 2 an error of use."""
     parser = argparse.ArgumentParser(
         prog="python -m harness.fuzz",
-        description="Send random requests, rings and messages, and check all that must hold.",
+        description="Send random requests, rings and messages, damage images, and check all that"
+        " must hold.",
         epilog="Each failure is cut down to the steps that it takes, and saved. Give its file "
         "instead of a target to run it again. Exit status: 0 nothing found, 1 failures, 2 an "
         "error of use.",

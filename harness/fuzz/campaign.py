@@ -34,7 +34,9 @@ Factory = Callable[[Path | None], Fuzzer]
 def make_fuzzer(target: str, scratch: Path | None) -> Fuzzer:
     """The fuzzer of that name. Raises: KeyError."""
     # Here, because each imports what only it needs.
+    from harness.fuzz.ext2 import Ext2Fuzzer
     from harness.fuzz.fuse import FuseFuzzer
+    from harness.fuzz.state import StateFuzzer
     from harness.fuzz.threads import ThreadsFuzzer
     from harness.fuzz.vhost_user import VhostUserFuzzer
     from harness.fuzz.virtio import VirtioFuzzer
@@ -44,6 +46,8 @@ def make_fuzzer(target: str, scratch: Path | None) -> Fuzzer:
         "threads": ThreadsFuzzer,
         "virtio": VirtioFuzzer,
         "vhost-user": VhostUserFuzzer,
+        "ext2": Ext2Fuzzer,
+        "state": StateFuzzer,
     }
     return factories[target](scratch)
 

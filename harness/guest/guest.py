@@ -77,13 +77,13 @@ class GuestConfig:
     """A guest to boot. All but `filesystem` has a default that fits this machine.
 
     `filesystem` is the socket on which a vhost-user daemon listens, or our end's counterpart: a
-    connected socket, which the guest then owns. `memory` is in bytes; `options` are mount
-    options of the root; `boot_timeout` is in seconds, to the first command. `files` are the
-    host's that the initramfs holds, too, at these relative paths; commands see it as
-    /proc/1/root. With `console_log` the guest kernel's console goes to that file, else it is
-    kept only to explain errors.
-    `pmem` are images that the guest has as persistent memory, and mounts before the first command.
-    `terminal` adds the /dev/hvc0 that `Guest.interact` needs.
+    connected socket, which the guest then owns. `memory` is in bytes; of several request
+    `queues` a guest before Linux 6.11 uses one; `options` are mount options of the root;
+    `boot_timeout` is in seconds, to the first command. With `console_log` the guest kernel's
+    console goes to that file, else it is kept only to explain errors. `terminal` adds the
+    /dev/hvc0 that `Guest.interact` needs. `files` are the host's that the initramfs holds, too,
+    at these relative paths; commands see it as /proc/1/root. `pmem` are
+    images that it has as persistent memory, and mounts before the first command.
     """
 
     filesystem: Path | socket.socket
@@ -92,6 +92,7 @@ class GuestConfig:
     kernel: Path | None = None
     memory: int = 1 << 30
     cpus: int = 2
+    queues: int = 1
     qemu: Path | None = None
     accelerator: tuple[str, ...] | None = None
     terminal: bool = False
@@ -324,6 +325,7 @@ class Guest:
                 pmem=config.pmem,
                 memory=config.memory,
                 cpus=config.cpus,
+                queues=config.queues,
                 kernel_arguments=(*KERNEL_ARGUMENTS, *config.kernel_arguments),
                 extra=config.qemu_arguments,
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -74,6 +75,20 @@ def build_initramfs(
                 made.add(parent)
         archive.file(name, _read(source), stat.S_IMODE(source.stat().st_mode))
     return archive.finish()
+
+
+def program_files(program: str) -> dict[str, Path]:
+    """Return, for the `files` of an initramfs, a program of the host's with its libraries, all at
+    the paths that they have here.
+
+    Raises: GuestUnavailable, if there is no such program.
+    """
+    path = shutil.which(program)
+    if path is None:
+        raise GuestUnavailable(f"no {program}: install the Debian package that has it")
+    listing = subprocess.run(["ldd", path], capture_output=True, text=True, check=False).stdout
+    words = (path, *(word for word in listing.split() if word.startswith("/")))
+    return {word.lstrip("/"): Path(word) for word in words}
 
 
 def find_busybox() -> Path:

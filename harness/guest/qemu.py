@@ -66,6 +66,7 @@ class Machine:
     pmem: Sequence[Pmem] = ()
     memory: int = 1 << 30
     cpus: int = 2
+    queues: int = 1
     kernel_arguments: Sequence[str] = KERNEL_ARGUMENTS
     extra: Sequence[str] = ()
 
@@ -100,7 +101,11 @@ def qemu_arguments(machine: Machine) -> list[str]:
         *("-serial", "chardev:console"),
         *("-chardev", filesystem),
         # A queue of 1024 lets Linux send 1 MiB in a request; with QEMU's 128 it is 496 KiB.
-        *("-device", f"vhost-user-fs-pci,chardev=fs,tag={_option(machine.tag)},queue-size=1024"),
+        *(
+            "-device",
+            f"vhost-user-fs-pci,chardev=fs,tag={_option(machine.tag)},queue-size=1024"
+            f",num-request-queues={machine.queues}",
+        ),
         *("-device", "virtio-serial-pci"),
     ]
     for number, pmem in enumerate(machine.pmem):

@@ -115,6 +115,7 @@ class Backend:
         self._inflight: InflightRegion | None = None
         self._channel: BackendChannel | None = None
         self._transfer: StateTransfer | None = None
+        self._loading = False
         self._vrings = [
             Vring(index, handler, loop.complete, pool=pool, on_failed=self._ring_failed)
             for index in range(num_queues)
@@ -289,6 +290,8 @@ class Backend:
 
     def _reset_device(self, message: Message) -> None:
         self._reset_rings()
+        for vring in self._vrings:
+            vring.held = []
         self._reset_session()
 
     def _set_status(self, message: Message) -> None:
@@ -376,6 +379,11 @@ class Backend:
             works = {wire.SAVE: self._state.save, wire.LOAD: self._state.load}
             if direction not in works:
                 raise Refused(f"direction {direction}")
+            if direction == wire.SAVE:
+                self._state.held = {v.index: v.held for v in self._vrings if v.held}
+            else:
+                self._state.held = {}
+            self._loading = direction == wire.LOAD
             self._transfer = StateTransfer(
                 works[direction], message.take_fds()[0], lambda: self._loop.post(self._transferred)
             )
@@ -392,17 +400,24 @@ class Backend:
             self._checking = True
             self._defer()
             return None
-        self._transfer = None
-        return wire.U64.pack(wire.STATE_ERROR if transfer is None or transfer.failed else 0)
+        return wire.U64.pack(self._end_transfer())
 
     def _transferred(self) -> None:
         # Only a deferred CHECK_DEVICE_STATE waits for this; GET_VRING_BASE may be deferred too.
         transfer = self._transfer
         if self._checking and transfer is not None and transfer.done:
             self._checking = False
-            self._transfer = None
-            failed = wire.STATE_ERROR if transfer.failed else 0
-            self._answer(wire.CHECK_DEVICE_STATE, wire.U64.pack(failed))
+            self._answer(wire.CHECK_DEVICE_STATE, wire.U64.pack(self._end_transfer()))
+
+    def _end_transfer(self) -> int:
+        """What CHECK_DEVICE_STATE answers; what was loaded for the rings is theirs."""
+        transfer, self._transfer = self._transfer, None
+        if transfer is None or transfer.failed:
+            return wire.STATE_ERROR
+        if self._loading and self._state is not None:
+            for vring in self._vrings:
+                vring.held = self._state.held.get(vring.index, [])
+        return 0
 
     def _set_mem_table(self, message: Message) -> None:
         count, _ = wire.MEMORY_TABLE.unpack_from(message.payload)
@@ -489,7 +504,12 @@ class Backend:
         vring.on_drained = finish
         self._defer()
         self._loop.set_timer(DRAIN_LIMIT_NS, finish)
-        self._drain()
+        # Who migrates carries on what waits: nobody would be helped by an error. On a packed ring
+        # what has been used may lie over what has not.
+        if self._protocol_features & wire.F_DEVICE_STATE and self._layout is SplitQueue:
+            self._withdraw()
+        else:
+            self._drain()
         return None
 
     def _set_vring_kick(self, message: Message) -> None:
@@ -542,6 +562,15 @@ class Backend:
             self._handler.drain()
         except Exception:
             LOG.exception("the server could not be drained")
+
+    def _withdraw(self) -> None:
+        try:
+            self._handler.withdraw()
+        except Exception:
+            LOG.exception("requests that wait could not be withdrawn")
+        for vring in self._vrings:
+            if vring.started:
+                self._loop.heat(vring)
 
     def _reset_rings(self) -> None:
         if self._pool is not None:

@@ -240,6 +240,17 @@ class Frontend:
         Features, memory and inflight memory are those of before, and queues go on behind what has
         been used of them.
         """
+        self.attach(sock)
+        if self._inflight is not None:
+            self.tell(wire.SET_INFLIGHT_FD, self._inflight[1], self._inflight[0])
+        for index, queue in self.queues.items():
+            self.resume(index, queue.recovered_base())
+
+    def attach(self, sock: socket.socket) -> None:
+        """Leave the backend for another on `sock` (taken over), with the same features and memory.
+
+        Queues are to be resumed.
+        """
         self._connection.close()
         sock.settimeout(self._timeout)
         self._connection = Connection(sock)
@@ -251,10 +262,6 @@ class Frontend:
         self.tell(wire.SET_OWNER)
         self.tell(wire.SET_FEATURES, wire.U64.pack(self.features))
         self.share_memory()
-        if self._inflight is not None:
-            self.tell(wire.SET_INFLIGHT_FD, self._inflight[1], self._inflight[0])
-        for index, queue in self.queues.items():
-            self.resume(index, queue.recovered_base())
 
     def track_inflight(self, num_queues: int, queue_size: int) -> None:
         """Get inflight memory for so many queues from the backend, and have it used."""

@@ -125,7 +125,7 @@ class FuseClient:
 
     def __init__(
         self,
-        frontend: Frontend,
+        frontend: Frontend | None,
         *,
         depth: int = 32,
         buffer_size: int = 64 << 10,
@@ -134,12 +134,13 @@ class FuseClient:
         spin_ns: int = 50_000,
         timeout: float = 60,
     ) -> None:
-        """Take up `queue` (else: start queues 0 and 1 of `frontend`, which stays the caller's).
+        """Take up `queue` (None: start queues 0 and 1 of `frontend`, which stays the caller's).
 
         `spin_ns` is how long a reply is watched for before the client sleeps on the call
         descriptor, `timeout` in seconds how long it sleeps at most.
         """
         if queue is None:
+            assert frontend is not None
             hiprio = frontend.start(0)
             queue = _start_queue(frontend, buffer_size)
         self.frontend = frontend

@@ -185,7 +185,7 @@ class ServiceLoop:
         return worked
 
     def _serve_hot(self) -> bool:
-        worked = self._finish_completed()
+        worked = bool(self._completed) and self._finish_completed()
         for vring in self._hot:
             if vring.serve():
                 worked = True

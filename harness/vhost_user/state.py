@@ -17,7 +17,15 @@ class DeviceState:
     keeps them from their work, which fails the migration. The frontend may go away meanwhile and
     the session be reset: they must stand that. A class that has nothing to prepare leaves
     `prepare` and `cancel` as they are.
+
+    `held` are requests that were taken from a ring and have no answer, by the ring's index: heads
+    of chains in guest memory. It is set before `save`, which has them saved; `load` sets it.
     """
+
+    held: dict[int, list[int]]
+
+    def __init__(self) -> None:
+        self.held = {}
 
     def prepare(self) -> None:
         """A migration begins (VHOST_F_LOG_ALL): `save` will come, but the guest still runs.
@@ -65,7 +73,7 @@ class StateTransfer:
         except Exception as error:
             self.failed = True
             if isinstance(error, OSError):
-                LOG.error("the state could not be transferred: %s", error)
+                LOG.error("the state could not be transferred: %s", error.strerror or error)
             else:
                 LOG.exception("the state could not be transferred")
         finally:

@@ -19,7 +19,7 @@ from harness.virtio.memory import GuestError, GuestMemory
 from harness.virtio.packed import PackedQueue
 from harness.virtio.packed_inflight import PackedInflightQueue
 from harness.virtio.queue import SplitQueue, fence
-from harness.wire import BurstHandler, FuseHandler
+from harness.wire import WITHDRAWN, BurstHandler, FuseHandler
 
 LOG = logging.getLogger(__name__)
 
@@ -30,6 +30,9 @@ Ranges = Sequence[tuple[int, int]]
 
 SIGNAL_EVERY: Final = 8
 """Chains of a burst after which the driver is told, so that it works while we do."""
+
+BURSTS: Final = 16
+"""How many such bursts at most, before other rings and the sockets get their turn."""
 
 _FUSE_OUT_HEADER: Final = struct.Struct("<IiQ")
 _UNIQUE: Final = slice(8, 16)
@@ -67,6 +70,9 @@ class Vring:
     and it is not broken. All methods are called on the serving thread. Owns `kick`, `call` and
     `err` (-1: none).
 
+    `held` are the heads of chains that were taken and given up unanswered (WITHDRAWN): whoever goes
+    on with the ring at the same place serves them first.
+
     What was not negotiated costs a request nothing: logging, inflight memory, packed rings and the
     thread pool have a loop of their own, which is chosen once for a burst.
     """
@@ -91,6 +97,7 @@ class Vring:
         "detached",
         "enabled",
         "err",
+        "held",
         "index",
         "kick",
         "log_address",
@@ -130,6 +137,7 @@ class Vring:
         self._log: DirtyLog | None = None
         self._keeps_ranges = False
         self._resubmitted: deque[int] = deque()
+        self.held: list[int] = []
         self.broken = False
         self.detached = False
         self.reset()
@@ -204,6 +212,11 @@ class Vring:
             else:
                 if inflight is not None:
                     self._resubmitted.extend(inflight.resume(queue))  # type: ignore[arg-type]
+                elif self.held and isinstance(queue, SplitQueue):
+                    # What was taken and is not used: otherwise it is another driver's ring by now.
+                    if (base - queue.used_idx) & 0xFFFF == len(self.held):
+                        self._resubmitted.extend(self.held)
+                    self.held = []
                 self._inflight = inflight
                 self._completion = Completion(self, queue, self._complete)
                 self.queue = queue
@@ -265,7 +278,7 @@ class Vring:
 
     def has_work(self) -> bool:
         """Whether a chain is available."""
-        return self.queue is not None and self.queue.has_avail()
+        return self.queue is not None and (self.queue.has_avail() or bool(self._resubmitted))
 
     def disable_kicks(self) -> None:
         """Ask the driver not to kick, for the ring is being watched."""
@@ -292,28 +305,30 @@ class Vring:
             self._pool is not None
             or self._log is not None
             or self._inflight is not None
-            or not isinstance(queue, SplitQueue)
+            or self._resubmitted
+            or queue.__class__ is not SplitQueue
         ):
             return self._serve_with_care(queue)
         handle, lock = self._handle, self._lock
         served = False
         try:
-            left = queue.pending()
-            while left:
-                served = True
+            for _ in range(BURSTS if queue.has_avail() else 0):
+                taken = SIGNAL_EVERY
                 try:
                     with lock:
-                        taken, reply = queue.serve(handle, completion, min(left, SIGNAL_EVERY))
-                    left -= taken
+                        taken, reply = queue.serve(handle, completion, SIGNAL_EVERY)
                     if reply is not None:
                         completion = self._park(queue, completion, reply)
+                        taken = SIGNAL_EVERY
                 except GuestError:
                     raise
                 except Exception:
                     completion = self._raised(queue, completion)
-                    left = min(left - 1, queue.pending())
+                served = served or taken > 0
                 if queue.must_signal():
                     self.signal()
+                if taken < SIGNAL_EVERY or not queue.has_avail():
+                    break
         except GuestError as error:
             self.fail(error)
             if queue.must_signal():
@@ -417,9 +432,13 @@ class Vring:
             return
         completion.parked = False
         self.parked -= 1
-        self._give(completion.queue, completion.head, length, completion.ranges)
-        if completion.queue.must_signal():
-            self.signal()
+        if length == WITHDRAWN:
+            # It was another ring that stops: this one's request is served again.
+            (self._resubmitted if self.started else self.held).append(completion.head)
+        else:
+            self._give(completion.queue, completion.head, length, completion.ranges)
+            if completion.queue.must_signal():
+                self.signal()
         if not self.parked and self.on_drained is not None:
             drained, self.on_drained = self.on_drained, None
             drained()

@@ -55,9 +55,10 @@ class DescriptorTable:
     remembered holds for one state of memory: a change of memory makes a new DescriptorTable.
 
     In `last` stands by head what it meant last, as views of the descriptor and of the table, each
-    with the words it had; two comparisons then say that nothing is new. A small chain costs the
-    ring 2.2 us the first time, 0.7 us by its bytes and 0.4 by its head. One of 256 pages, which
-    come again and again from a program's own buffers (O_DIRECT), costs 15 us, and 1.0 by its head.
+    with the words it had; two comparisons then say that nothing is new. That is so where the same
+    is done over and over. Of 80 000 requests of a guest that boots from us 2 % were known by their
+    heads, 57 % by their bytes. A small chain costs the ring 2.1 us the first time, 0.7 by its
+    bytes and 0.4 by its head; one of 256 pages in a row 15 us, and 1.0 by its head.
     """
 
     __slots__ = (

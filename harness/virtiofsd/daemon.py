@@ -13,6 +13,7 @@ from harness.compose import Tree
 from harness.errors import UsageError
 from harness.fuse.server import FuseServer
 from harness.fuse.trace import TracingHandler
+from harness.migration import ServerState
 from harness.sandbox import SandboxError, enter
 from harness.socket_file import SocketFile
 from harness.virtiofs import VirtioFsDevice
@@ -44,7 +45,6 @@ def run(config: Config) -> int:
     Raises:
         UsageError: what was asked for can't be had.
     """
-    seams.refuse_awaited(config)
     seams.check_shared_directory(config)
     background = Background() if config.daemonize else None
     log_fd = configure_log(config.program, config.log_level, config.syslog)
@@ -101,11 +101,14 @@ class _Daemon:
         root = seams.root_mount(config, sandboxed.root)
         tree = self._stack.enter_context(Tree([root], links=sandboxed.proc_self_fd))
         prepare_daemon(tree, raise_limit=False)
-        server: FuseHandler = FuseServer(tree.vfs, tree.root, local_locks=True)
-        if config.log_level == "trace":
-            server = TracingHandler(server)
+        server = FuseServer(tree.vfs, tree.root, local_locks=True)
+        state = ServerState(server, seams.migration_options(config))
+        traced = config.log_level == "trace"
+        handler: FuseHandler = TracingHandler(server) if traced else server
         try:
-            device = VirtioFsDevice(server, config.tag, threads=config.thread_pool_size)
+            device = VirtioFsDevice(
+                handler, config.tag, threads=config.thread_pool_size, state=state
+            )
         except (OSError, RuntimeError) as error:
             raise UsageError(f"--thread-pool-size {config.thread_pool_size}: {error}") from None
         allowlist = seams.allowlist_of(tree.root)

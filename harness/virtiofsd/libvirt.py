@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Final
 
 from harness.errors import UsageError
-from harness.virtiofsd.seams import MIGRATES
 
 FILE_NAME: Final = "50-dentry.json"
+_FEATURES: Final = ["migrate-precopy", "separate-options"]
 
 
 def capabilities() -> str:
     """What ``--print-capabilities`` prints."""
-    return json.dumps({"type": "fs", "features": _features()}, indent=2)
+    return json.dumps({"type": "fs", "features": _FEATURES}, indent=2)
 
 
 def write_description(directory: str, program: str) -> str:
@@ -35,14 +35,10 @@ def write_description(directory: str, program: str) -> str:
         "description": "dentry vhost-user-fs",
         "type": "fs",
         "binary": os.path.abspath(program),
-        "features": _features(),
+        "features": _FEATURES,
     }
     try:
         path.write_text(json.dumps(description, indent=2) + "\n")
     except OSError as error:
         raise UsageError(f"--write-libvirt-json {directory}: {error.strerror}") from None
     return str(path)
-
-
-def _features() -> list[str]:
-    return [*(["migrate-precopy"] if MIGRATES else []), "separate-options"]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final
 
 from fsimpl.passthrough import PassthroughSuperblock
 from fsimpl.passthrough.allowlist import PathAllowlist
 from harness.errors import UsageError
+from harness.migration import MigrationOptions
 from harness.mountspec import MountSpec
 from harness.sandbox import SandboxError, SandboxOptions
 from harness.virtiofsd.config import Config
@@ -20,32 +20,7 @@ RESERVED_DESCRIPTORS: Final = 609
 """What virtiofsd keeps for itself: 509 memory regions, and 100 more."""
 
 
-class Awaited(NamedTuple):
-    """An option that is understood, and whose effect nobody has written yet."""
-
-    option: str
-    given: Callable[[Config], object]
-
-
-AWAITED: Final = (
-    Awaited("--migration-mode", lambda c: c.migration_mode != "find-paths"),
-    Awaited("--migration-on-error", lambda c: c.migration_on_error != "abort"),
-    Awaited("--migration-verify-handles", lambda c: c.migration_verify_handles),
-    Awaited("--migration-confirm-paths", lambda c: c.migration_confirm_paths),
-)
-"""What `refuse_awaited` refuses. Whoever writes the effect of an option takes its row out."""
-
 _OF_DIRECTORIES: Final = ("announce_submounts", "noannounce_submounts", "inode_file_handles")
-
-MIGRATES: Final = False
-"""Whether a device's state can be saved and loaded, which libvirt is told."""
-
-
-def refuse_awaited(config: Config) -> None:
-    """Raises: UsageError for the first option that would have no effect."""
-    for row in AWAITED:
-        if row.given(config):
-            raise UsageError(f"{row.option} is not implemented yet: leave it out")
 
 
 def sandbox_options(config: Config, keep_fds: tuple[int, ...]) -> SandboxOptions:
@@ -71,6 +46,16 @@ def sandbox_options(config: Config, keep_fds: tuple[int, ...]) -> SandboxOptions
         )
     except SandboxError as error:
         raise UsageError(str(error)) from None
+
+
+def migration_options(config: Config) -> MigrationOptions:
+    """How the device is to be migrated."""
+    return MigrationOptions(
+        mode=config.migration_mode,
+        on_error=config.migration_on_error,
+        verify_handles=config.migration_verify_handles,
+        confirm_paths=config.migration_confirm_paths,
+    )
 
 
 def check_shared_directory(config: Config) -> None:

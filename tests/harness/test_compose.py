@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,26 @@ def test_what_can_not_be_mounted_is_told_in_one_line_that_names_the_spec(
     assert named in message
     assert message.startswith(f"--mount {texts[-1]}: ")
     assert "\n" not in message
+
+
+def test_an_image_can_be_the_root_and_hold_the_mount_points_that_it_has(tmp_path: Path) -> None:
+    (tmp_path / "tree" / "inner").mkdir(parents=True)
+    image = tmp_path / "image"
+    command = ["mke2fs", "-q", "-t", "ext2", "-d", str(tmp_path / "tree"), str(image), "1M"]
+    subprocess.run(command, check=True, capture_output=True)
+    with tree(f"type=ext2,src={image},dst=/,ro", "type=tmpfs,dst=/inner") as made:
+        made.task.mkdir("/inner/new")
+        with pytest.raises(OSError) as caught:
+            made.task.mkdir("/new")
+        assert caught.value.errno == errno.EROFS
+    with pytest.raises(UsageError, match=r"no directory /missing .* read-only"):
+        tree(f"type=ext2,src={image},dst=/", "type=tmpfs,dst=/missing")
+
+
+def test_an_image_that_is_not_read_is_refused_with_the_reason(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    command = ["mke2fs", "-q", "-t", "ext4", "-O", "encrypt", str(image), "8M"]
+    subprocess.run(command, check=True, capture_output=True)
+    for texts in ([f"type=ext2,src={image},dst=/"], ["type=ext2,dst=/x,src=" + str(image)]):
+        with pytest.raises(UsageError, match=r"unsupported optional features: encrypt$"):
+            tree(*texts)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def _check_name(name: bytes) -> None:
     """Raises: EINVAL for what cannot be a name; ENAMETOOLONG."""
-    if not name or b"\0" in name or b"/" in name:
+    if not name or 0 in name or 0x2F in name:
         raise oserror(errno.EINVAL)
     if len(name) > abi.NAME_MAX:
         raise oserror(errno.ENAMETOOLONG)

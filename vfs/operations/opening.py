@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from vfs import abi
 from vfs.errors import oserror
@@ -20,6 +20,10 @@ from vfs.pipe import open_fifo
 if TYPE_CHECKING:
     from vfs.credentials import Credentials
     from vfs.dentry import Dentry
+
+_DEVICES: Final = (abi.S_IFCHR, abi.S_IFBLK)
+# By access mode. Mode 3 asks for both and gives neither, as for ioctls on Linux.
+_MASKS: Final = (abi.R_OK, abi.W_OK, abi.R_OK | abi.W_OK, abi.R_OK | abi.W_OK)
 
 
 def vfs_open(
@@ -50,21 +54,20 @@ def vfs_open(
         mount.want_write()
     if check:
         _may_open(mount, inode, flags, cred)
-    elif kind in (abi.S_IFCHR, abi.S_IFBLK):
+    elif kind in _DEVICES:
         _may_open_device(mount)
     if flags & abi.O_ACCMODE != abi.O_RDONLY and not inode.is_special:
         mount.want_write()
-    vfs = inode.superblock.vfs
     if flags & abi.O_DIRECT and kind in (abi.S_IFCHR, abi.S_IFIFO):
         raise oserror(errno.EINVAL)
-    if kind in (abi.S_IFCHR, abi.S_IFBLK):
-        file = vfs.devices.open(mount, dentry, flags, cred)
+    if kind == abi.S_IFREG or kind == abi.S_IFDIR:
+        file = inode.open(mount, dentry, flags, cred)
+    elif kind in _DEVICES:
+        file = inode.superblock.vfs.devices.open(mount, dentry, flags, cred)
     elif kind == abi.S_IFIFO:
         file = open_fifo(mount, dentry, flags, cred)
-    elif kind == abi.S_IFSOCK:
-        raise oserror(errno.ENXIO)
     else:
-        file = inode.open(mount, dentry, flags, cred)
+        raise oserror(errno.ENXIO)
     if truncate:
         try:
             vfs_setattr(mount, dentry, SetAttributes(size=0, file=file), cred)
@@ -77,8 +80,7 @@ def vfs_open(
 def _may_open(mount: Mount, inode: Inode, flags: int, cred: Credentials) -> None:
     """Linux: ``may_open``."""
     access = flags & abi.O_ACCMODE
-    # Access mode 3 asks for both and gives neither, as for ioctls on Linux.
-    mask = (abi.R_OK, abi.W_OK, abi.R_OK | abi.W_OK, abi.R_OK | abi.W_OK)[access]
+    mask = _MASKS[access]
     if flags & abi.O_TRUNC:
         mask |= abi.W_OK
     kind = inode.mode & abi.S_IFMT
@@ -87,7 +89,7 @@ def _may_open(mount: Mount, inode: Inode, flags: int, cred: Credentials) -> None
     if kind == abi.S_IFDIR:
         if mask & abi.W_OK:
             raise oserror(errno.EISDIR)
-    elif kind in (abi.S_IFCHR, abi.S_IFBLK):
+    elif kind in _DEVICES:
         _may_open_device(mount)
     inode_permission(inode, cred, mask)
     if inode.flags & abi.FS_APPEND_FL and (

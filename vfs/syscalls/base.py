@@ -103,6 +103,8 @@ class SyscallBase:
     fs: FilesystemState
     files: FdTable
     namespace: MountNamespace
+    nowait = False
+    """Whether calls that would wait fail with EAGAIN, as if all descriptors were O_NONBLOCK."""
 
     @property
     def lock(self) -> TaskLock:
@@ -159,18 +161,17 @@ class SyscallBase:
         with self.lock:
             return HeldFile(self._file(fd).get())
 
-    @staticmethod
-    def _wait(nonblocking: bool, operation: Callable[[], T]) -> T:
+    def _wait(self, nonblocking: bool, operation: Callable[[], T]) -> T:
         """Run ``operation`` until it does not raise WouldBlock; not under the VFS lock.
 
         After the waiter is in the queue the operation is tried once more, so that a wake-up in
-        between is not lost. Raises: EAGAIN if ``nonblocking``.
+        between is not lost. Raises: EAGAIN if ``nonblocking``, or ``nowait``.
         """
         while True:
             try:
                 return operation()
             except WouldBlock as blocked:
-                if nonblocking:
+                if nonblocking or self.nowait:
                     raise
                 queue = blocked.queue
             woken = threading.Event()

@@ -102,7 +102,7 @@ class ReadWriteSyscalls(SyscallBase):
                     return 0
                 verify_area(buffers, start)
                 _check_rw_flags(file, flags)
-            nonblocking = bool(file.flags & abi.O_NONBLOCK or flags & abi.RWF_NOWAIT)
+            nonblocking = bool(file.flags & abi.O_NONBLOCK or flags & abi.RWF_NOWAIT or self.nowait)
             cred = self.cred
 
             def transfer() -> int:

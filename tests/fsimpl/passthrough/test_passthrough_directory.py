@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 
 from vfs import abi
+from vfs.file import DirectoryEntry
 from vfs.task import Task
 
 
@@ -88,6 +89,26 @@ def test_entries_carry_the_hosts_inode_numbers_and_types(inside: Task, shared: P
         host = os.lstat(bytes(shared) + b"/" + name)
         assert found[name].d_ino == host.st_ino
         assert found[name].d_type == stat.S_IFMT(host.st_mode) >> 12
+
+
+def test_two_readings_through_one_description_do_not_disturb_each_other(
+    inside: Task, shared: Path
+) -> None:
+    for number in range(3000):
+        (shared / f"file{number}").touch()
+    file = inside.files.get_file(inside.open("/", abi.O_RDONLY))
+    expected = list(file.iterate(0))
+    seen: list[list[DirectoryEntry]] = [[], []]
+    iterators = [file.iterate(0), file.iterate(expected[1499][3])]
+    for number in range(1502):
+        for entries, iterator in zip(seen, iterators, strict=True):
+            entries.append(next(iterator))
+        if number % 100 == 99:
+            # One comes back with the last cookie it was given, the other with the one before.
+            iterators = [file.iterate(seen[0][-1][3]), file.iterate(seen[1][-2][3])]
+            seen[1].pop()
+    assert seen[0] == expected[:1502]
+    assert seen[1] == expected[1500 : 1500 + len(seen[1])]
 
 
 def test_two_readers_of_one_directory_do_not_disturb_each_other(inside: Task, shared: Path) -> None:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from passthrough_kernel import open_descriptors
 
 from fsimpl.passthrough.file import PassthroughFile
 from vfs import VirtualFilesystem, abi
@@ -154,9 +155,44 @@ def test_open_flags_that_are_handled_above_do_not_reach_the_host(
     fd = inside.open("f", abi.O_CREAT | asked, 0o644)
     got = fcntl.fcntl(host_file(inside, fd).fd, fcntl.F_GETFL)
     # O_NONBLOCK is of the passthrough's own, and always there.
-    assert got & ~abi.O_LARGEFILE & ~abi.O_NONBLOCK == abi.O_RDWR
+    assert got & ~abi.O_LARGEFILE == abi.O_RDWR | abi.O_NONBLOCK
     inside.write(fd, b"unaligned")
     assert (shared / "f").read_bytes() == b"unaligned"
+
+
+@pytest.mark.parametrize("access", [abi.O_RDONLY, abi.O_WRONLY, abi.O_RDWR])
+def test_a_new_file_is_open_for_writing_on_the_host_only_if_it_is_to_be_written(
+    inside: Task, access: int
+) -> None:
+    fd = inside.open("f", abi.O_CREAT | access | abi.O_NOATIME, 0o644)
+    got = fcntl.fcntl(host_file(inside, fd).fd, fcntl.F_GETFL)
+    assert (got & abi.O_ACCMODE == abi.O_RDONLY) == (access == abi.O_RDONLY)
+    assert got & abi.O_NOATIME
+    if access == abi.O_WRONLY:
+        with pytest.raises(OSError) as caught:
+            inside.read(fd, 1)
+        assert caught.value.errno == errno.EBADF
+
+
+def test_a_new_file_that_is_not_opened_costs_one_descriptor(inside: Task) -> None:
+    before = open_descriptors()
+    inside.mknod("f", abi.S_IFREG | 0o644)
+    assert open_descriptors() == before + 1
+
+
+def test_a_new_file_is_opened_on_the_host_once_to_be_written(
+    inside: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[int] = []
+
+    def counted(path: bytes, flags: int, *args: int, **keywords: int) -> int:
+        opened.append(flags)
+        return open_(path, flags, *args, **keywords)
+
+    open_ = os.open
+    monkeypatch.setattr(os, "open", counted)
+    inside.open("f", abi.O_CREAT | abi.O_WRONLY, 0o644)
+    assert [flags & abi.O_PATH for flags in opened] == [0, abi.O_PATH]
 
 
 def test_direct_io_reaches_the_host_when_the_mount_allows_it(

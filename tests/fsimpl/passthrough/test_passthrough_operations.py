@@ -8,11 +8,13 @@ import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from passthrough_kernel import Call, by_kernel, by_task, tree
 
 from fsimpl.passthrough import PassthroughSuperblock
+from fsimpl.passthrough.inode import PassthroughInode
 from vfs import VirtualFilesystem, abi
 from vfs.inode import SetAttributes
 from vfs.task import Task
@@ -37,6 +39,35 @@ def test_birth_time_is_the_hosts(inside: Task, shared: Path) -> None:
     shown = subprocess.run(["stat", "-c", "%W", shared / "f"], capture_output=True, check=True)
     ours = inside.statx(abi.AT_FDCWD, "f", 0, abi.STATX_BTIME).stx_btime_ns
     assert ours // 10**9 == int(shown.stdout)
+
+
+def test_names_are_found_and_missed_whichever_were_before_them(inside: Task, shared: Path) -> None:
+    for name in ("a", "b", "c"):
+        (shared / name).write_bytes(name.encode())
+    os.link(shared / "a", shared / "a2")
+    for name in ("no1", "a", "b", "no2", "no3", "a2", "no4", "c", "no1", "a", "c"):
+        if name.startswith("no"):
+            with pytest.raises(FileNotFoundError):
+                inside.stat(name)
+        else:
+            assert inside.stat(name).st_ino == (shared / name).stat().st_ino
+
+
+def test_a_name_that_the_host_makes_while_we_make_it_is_the_hosts(
+    inside: Task, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_early(*where: Any) -> PassthroughInode | None:
+        found = find_child(*where)
+        (shared / "f").write_bytes(b"the host's")
+        return found
+
+    find_child = PassthroughSuperblock.find_child
+    with monkeypatch.context() as patched:
+        patched.setattr(PassthroughSuperblock, "find_child", too_early)
+        with pytest.raises(FileExistsError):
+            inside.open("f", abi.O_CREAT | abi.O_WRONLY, 0o644)
+    assert (shared / "f").read_bytes() == b"the host's"
+    inside.close(inside.open("f", abi.O_CREAT | abi.O_WRONLY, 0o644))
 
 
 def test_what_the_host_changes_is_seen_at_the_next_look(inside: Task, shared: Path) -> None:

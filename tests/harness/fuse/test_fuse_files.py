@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from errno import EBADF, EEXIST, EFBIG, EINVAL, EISDIR, ENOTTY, ENXIO, ESTALE
+from itertools import pairwise
 from pathlib import Path
 from stat import S_IFCHR, S_IFREG, S_IMODE
 
 import pytest
-from fuse_session import ROOT, Opened, Session, expect, unpack_entry
+from fuse_session import OP, ROOT, Opened, Session, expect, parse, unpack_entry
 
 from harness.fuse import abi
 from harness.fuse.cache import ALWAYS, NEVER
+from harness.wire import Recurring
 from vfs.abi import O_APPEND, O_EXCL, O_RDONLY, O_TRUNC, SEEK_DATA, SEEK_HOLE, SEEK_SET
 from vfs.inode import Inode
 
@@ -59,6 +62,25 @@ def test_a_write_whose_size_is_not_its_length_is_refused() -> None:
         expect(EINVAL, session.call, "WRITE", 0, body + b"short")
         expect(EINVAL, session.call, "WRITE", 0, body[:20])
         expect(EFBIG, session.write, opened.fh, (1 << 63) - 1, b"x")
+
+
+@pytest.mark.parametrize("segments", [list, Recurring])
+@pytest.mark.parametrize("cuts", [(40,), (40, 60), (20, 50), ()])
+@pytest.mark.parametrize("length", [41, 60, 79, 83])
+def test_a_write_that_ends_before_its_header_says_is_refused(
+    segments: Callable[[list[memoryview]], list[memoryview]], cuts: tuple[int, ...], length: int
+) -> None:
+    with Session() as session:
+        _, opened = session.create(ROOT, b"file")
+        body = abi.WRITE_IN.pack(opened.fh, 0, 4 if length > 80 else 0, 0, 0, 0, 0) + b"data"
+        whole = session.request(OP["WRITE"], 0, body[: 44 if length > 80 else 40])
+        view = memoryview(bytearray(whole[:length]))
+        edges = [0, *(cut for cut in cuts if cut < len(view)), len(view)]
+        back = bytearray(24)
+        request = segments([view[start:end] for start, end in pairwise(edges)])
+        reply = [memoryview(back)[:16], memoryview(back)[16:]]
+        count = session.server.handle(request, reply, lambda length: None)
+        expect(EINVAL, parse, bytes(back[:count]), session.unique)
 
 
 def test_handles_end_with_release() -> None:

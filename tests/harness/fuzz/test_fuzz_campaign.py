@@ -15,7 +15,13 @@ from harness.fuzz.campaign import Campaign, fuzz
 
 @pytest.mark.parametrize(
     ("target", "cases", "size"),
-    [("fuse", 12, 300), ("threads", 8, 300), ("virtio", 10, 200), ("vhost-user", 15, 60)],
+    [
+        ("fuse", 12, 300),
+        ("threads", 8, 300),
+        ("virtio", 10, 200),
+        ("vhost-user", 15, 60),
+        ("state", 4, 60),
+    ],
 )
 def test_hostile_clients_break_nothing(target: str, cases: int, size: int, tmp_path: Path) -> None:
     report = fuzz(Campaign(target, cases, size, 1), tmp_path, jobs=2)

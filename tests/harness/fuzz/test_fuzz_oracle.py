@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,8 +19,10 @@ from harness.fuse.server import FuseServer
 from harness.fuzz.campaign import Campaign, Report, run_case
 from harness.fuzz.case import Case, Deed, Message, Outcome, Ref, Request, Scribble, Step, dump, load
 from harness.fuzz.fuse import FuseFuzzer
+from harness.fuzz.state import StateFuzzer
 from harness.fuzz.vhost_user import ConversationMaker, VhostUserFuzzer
 from harness.fuzz.virtio import VirtioFuzzer
+from harness.migration import ServerState
 from harness.testbed.choices import Choices, RandomChoices
 from harness.testbed.strategies import DrawnChoices
 from harness.virtio.packed import PackedQueue
@@ -295,6 +298,26 @@ def test_a_device_killed_by_memory_that_was_truncated_is_found_out(
         assert "The device ended with -7" in fuzzer.replay(case).failure
     finally:
         fuzzer.close()
+
+
+def test_a_loader_that_chokes_on_a_state_or_leaves_half_of_it_is_found_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def chokes(self: ServerState, fd: int) -> None:
+        raise KeyError(fd)
+
+    def forgets_the_error(self: ServerState, fd: int) -> None:
+        real(self, fd)
+        raise OSError(errno.EINVAL, "refused, and taken up all the same")
+
+    real = ServerState.load
+    fuzzer = StateFuzzer()
+    for broken, words in ((chokes, "KeyError"), (forgets_the_error, "has left a session")):
+        monkeypatch.setattr(ServerState, "load", broken)
+        assert words in fuzzer.run(RandomChoices(1), 20).failure
+    monkeypatch.undo()
+    assert fuzzer.run(RandomChoices(1), 20).failure == ""
+    fuzzer.close()
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))

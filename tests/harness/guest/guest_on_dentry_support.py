@@ -101,9 +101,10 @@ def booted(shared: Path, source: Path) -> Iterator[Guest]:
 
 
 @contextmanager
-def serving(path: Path, *mounts: str) -> Iterator[subprocess.Popen[str]]:
+def serving(path: Path, *mounts: str, queues: int = 1) -> Iterator[subprocess.Popen[str]]:
     """Run `dentry serve` at socket `path`, and check that it ends well and had nothing to say."""
     words = [sys.executable, "-m", "harness.cli", "serve", "--socket-path", str(path)]
+    words += ("--num-queues", str(queues))
     for spec in mounts:
         words += ("--mount", spec)
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as daemon:

@@ -90,8 +90,8 @@ def test_a_bad_line_is_refused_with_its_number(line: str, complaint: str) -> Non
 
 
 def test_every_call_of_a_script_exists_on_both_targets() -> None:
+    from harness.task_calls import TaskCalls
     from harness.testbed.host_syscalls import HostSyscalls
-    from harness.testbed.vfs_target import TaskCalls
     from vfs.task import Task
 
     for call in SIGNATURES.keys() - TARGETS_OWN:

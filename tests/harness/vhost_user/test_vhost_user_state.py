@@ -9,7 +9,7 @@ from errno import EPIPE
 from pathlib import Path
 
 import pytest
-from vhost_user_support import ECHO, Serving, serve_device, wait_for
+from vhost_user_support import ECHO, PARK, UNPARK, Serving, serve_device, wait_for
 
 from harness.vhost_user import message as wire
 from harness.vhost_user.connection import ProtocolError
@@ -70,7 +70,7 @@ def serving(state: Bytes) -> Iterator[Serving]:
 
 def connect(serving: Serving) -> Frontend:
     frontend = serving.frontend()
-    frontend.negotiate(extra=wire.F_DEVICE_STATE | wire.F_LOG_SHMFD)
+    frontend.negotiate(extra=wire.F_DEVICE_STATE | wire.F_LOG_SHMFD | wire.F_STATUS)
     frontend.share_memory()
     return frontend
 
@@ -181,6 +181,109 @@ def test_frontend_that_goes_in_the_middle_ends_the_transfer(tmp_path: Path) -> N
         with connect(serving) as frontend:
             assert read_all(frontend.transfer_state(wire.SAVE)) == b"again"
             assert frontend.check_state()
+
+
+def start_parked(client: FuseClient, serving: Serving) -> None:
+    """Send a request that waits."""
+    client._submit(
+        client._slots[1],
+        (
+            PARK,
+            1,
+            b"",
+        ),
+        0,
+    )
+    client.queue.publish()
+    assert serving.server.arrived.wait(60)
+    serving.server.arrived.clear()
+
+
+def answered(client: FuseClient, serving: Serving) -> bool:
+    """Whether the request that waited is answered when another one asks for that."""
+    assert serving.server.arrived.wait(60)
+    assert len(serving.server.parked) == 1
+    client._submit(client._slots[2], (UNPARK, 1, b""), 0)
+    client.queue.publish()
+    done = 0
+    while done < 2:
+        client._wait()
+        done += client._reap_all()
+    return client._slots[1].result(client._slots[1].length) == (0, b"")
+
+
+def test_request_that_waits_when_the_rings_stop_waits_on_when_they_go_on(
+    state: Bytes, serving: Serving
+) -> None:
+    with connect(serving) as frontend:
+        client = FuseClient(frontend, depth=4, timeout=60)
+        for _ in range(2):
+            start_parked(client, serving)
+            hiprio = frontend.stop(0)
+            base = frontend.stop(1)
+            assert not serving.server.parked
+            frontend.tell(wire.SET_STATUS, wire.U64.pack(0))
+            frontend.resume(0, hiprio)
+            frontend.resume(1, base)
+            assert answered(client, serving)
+            assert client.request(ECHO, 1, b"x", 1) == (0, b"x")
+        assert serving.server.drains == 2
+        client.close()
+
+
+def test_ring_that_goes_on_while_another_stops_has_its_requests_served_again(
+    state: Bytes,
+) -> None:
+    with serve_device(state=state, queues=2) as serving, connect(serving) as frontend:
+        client = FuseClient(frontend, depth=4, timeout=60)
+        other = FuseClient(frontend, queue=frontend.start(2), depth=4, timeout=60, buffer_size=4096)
+        start_parked(client, serving)
+        start_parked(other, serving)
+        frontend.stop(1)
+        # By its own ring's thread, which had both.
+        assert answered(other, serving)
+        client.close()
+        other.close()
+
+
+def test_request_that_waits_goes_along_to_another_device(state: Bytes, serving: Serving) -> None:
+    frontend = connect(serving)
+    client = FuseClient(frontend, depth=4, timeout=60)
+    assert client.request(ECHO, 1, b"x", 1) == (0, b"x")
+    start_parked(client, serving)
+    frontend.stop(0)
+    base = frontend.stop(1)
+    read_all(frontend.transfer_state(wire.SAVE))
+    assert frontend.check_state()
+    ((ring, heads),) = state.held.items()
+    assert (ring, len(heads)) == (1, 1)
+
+    class Carrier(Bytes):
+        def load(self, fd: int) -> None:
+            super().load(fd)
+            self.held = {1: heads, 99: [7]}
+
+    with serve_device(state=Carrier()) as other:
+        frontend.attach(other.sock)
+        os.close(frontend.transfer_state(wire.LOAD))
+        assert frontend.check_state()
+        frontend.resume(1, base)
+        assert answered(client, other)
+        client.close()
+        frontend.close()
+
+
+def test_ring_that_another_driver_has_set_up_gets_nothing_that_waited(serving: Serving) -> None:
+    with connect(serving) as frontend:
+        client = FuseClient(frontend, depth=4, timeout=60)
+        start_parked(client, serving)
+        frontend.stop(0)
+        frontend.stop(1)
+        client.close()
+        client = FuseClient(frontend, depth=4, timeout=60)
+        assert client.request(ECHO, 1, b"x", 1) == (0, b"x")
+        assert not serving.server.parked
+        client.close()
 
 
 def test_log_all_prepares_and_its_end_cancels(state: Bytes, serving: Serving) -> None:

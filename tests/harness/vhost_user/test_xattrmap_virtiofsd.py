@@ -1,4 +1,4 @@
-"""Maps of extended attributes, beside what the C virtiofsd makes of the same maps."""
+"""Maps of extended attributes, beside what both virtiofsds make of the same maps."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness.compose import Tree
+from harness.guest.newer import Newer
 from harness.mountspec import MountSpec
 from harness.vhost_user.frontend import Frontend
 from harness.vhost_user.fuse_client import ROOT, FuseClient
@@ -96,11 +97,22 @@ def by_us(directory: Path, text: str) -> Answers:
     return answers
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="the C virtiofsd runs as root only")
-@pytest.mark.parametrize("text", MAPS)
-def test_a_map_means_what_it_means_to_virtiofsd(tmp_path: Path, text: str) -> None:
+@pytest.fixture(params=["C", "Rust"])
+def program(request: pytest.FixtureRequest) -> str | Path:
+    """A virtiofsd; what follows is said so that both understand."""
+    if request.param == "Rust":
+        newer: Newer = request.getfixturevalue("newer")
+        return newer.virtiofsd
     if not os.access(VIRTIOFSD, os.X_OK):
         pytest.skip(f"{VIRTIOFSD} is missing (Debian: qemu-system-common)")
+    return VIRTIOFSD
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the C virtiofsd runs as root only")
+@pytest.mark.parametrize("text", MAPS)
+def test_a_map_means_what_it_means_to_virtiofsd(
+    tmp_path: Path, text: str, program: str | Path
+) -> None:
     theirs, ours, path = tmp_path / "theirs", tmp_path / "ours", tmp_path / "sock"
     prepare(theirs)
     prepare(ours)
@@ -108,7 +120,7 @@ def test_a_map_means_what_it_means_to_virtiofsd(tmp_path: Path, text: str) -> No
     options += ["-o", "modcaps=+sys_admin"]
     log = tmp_path / "log"
     with log.open("wb") as stderr:
-        daemon = subprocess.Popen([VIRTIOFSD, f"--socket-path={path}", *options], stderr=stderr)
+        daemon = subprocess.Popen([program, f"--socket-path={path}", *options], stderr=stderr)
     try:
         with Frontend.connect(path, memory_size=32 << 20) as frontend:
             frontend.negotiate(indirect=True, event_idx=True)

@@ -15,7 +15,7 @@ from typing import Any
 from harness.vhost_user.frontend import Frontend
 from harness.vhost_user.fuse_client import FORGET, INIT
 from harness.virtiofs import VirtioFsDevice
-from harness.wire import PENDING
+from harness.wire import PENDING, WITHDRAWN
 
 ECHO = 1000
 PARK = 1001
@@ -78,6 +78,11 @@ class EchoServer:
         self.drains += 1
         if self.drain_answers:
             self.answer_parked(EINTR)
+
+    def withdraw(self) -> None:
+        parked, self.parked = self.parked, []
+        for _, _, completion in parked:
+            completion(WITHDRAWN)
 
     def reset(self) -> None:
         self.resets += 1

@@ -15,7 +15,6 @@ from virtiofsd_support import COMMAND
 from harness.errors import UsageError
 from harness.guest.newer import Newer
 from harness.virtiofsd.arguments import parse
-from harness.virtiofsd.seams import MIGRATES
 
 BASE = ("--shared-dir", "D", "--socket-path", "S")
 
@@ -156,8 +155,6 @@ def test_libvirt_is_told_the_same_of_both(newer: Newer) -> None:
         )
         for command in ([*COMMAND, "virtiofsd"], [newer.virtiofsd])
     )
-    if not MIGRATES:
-        theirs["features"].remove("migrate-precopy")
     assert ours == theirs
 
 

@@ -6,7 +6,7 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,15 @@ class Daemon:
 
 @contextmanager
 def running(
-    *words: str | Path, socket_path: Path = Path(), pass_fds: tuple[int, ...] = (), **keywords: Any
+    *words: str | Path,
+    socket_path: Path = Path(),
+    pass_fds: tuple[int, ...] = (),
+    command: Sequence[str | Path] = COMMAND,
+    **keywords: Any,
 ) -> Iterator[Daemon]:
     """Start a daemon with these words; kill it at the end, if it has not ended."""
     process = subprocess.Popen(
-        [*COMMAND, *words], stderr=subprocess.PIPE, text=True, pass_fds=pass_fds, **keywords
+        [*command, *words], stderr=subprocess.PIPE, text=True, pass_fds=pass_fds, **keywords
     )
     daemon = Daemon(process, socket_path)
     try:

@@ -106,8 +106,11 @@ def grow(path: bytes, tree: Any, files: list[bytes]) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="makes device nodes, and files of others")
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture,
-                                                           HealthCheck.too_slow],
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[
+        HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much, HealthCheck.too_slow,
+    ],
 )  # fmt: skip
 @given(
     children=st.dictionaries(NAMES, TREES, max_size=8),

@@ -1,0 +1,14 @@
+"""The commands, a module a family. Each module's `register` puts its own into the table."""
+
+from __future__ import annotations
+
+from harness.shell.command import Commands
+from harness.shell.commands import builtin, changing, content, inside, listing
+
+
+def all_commands() -> Commands:
+    """The table of every command."""
+    commands = Commands()
+    for family in (builtin, listing, content, changing, inside):
+        family.register(commands)
+    return commands
