@@ -82,8 +82,8 @@ class GuestConfig:
     `boot_timeout` is in seconds, to the first command. With `console_log` the guest kernel's
     console goes to that file, else it is kept only to explain errors. `terminal` adds the
     /dev/hvc0 that `Guest.interact` needs. `files` are the host's that the initramfs holds, too,
-    at these relative paths; commands see it as /proc/1/root. `pmem` are
-    images that it has as persistent memory, and mounts before the first command.
+    at these relative paths; commands see it as /proc/1/root. `pmem` are images that the guest has
+    as persistent memory, and mounts before the first command.
     """
 
     filesystem: Path | socket.socket
