@@ -8,7 +8,7 @@ ARGS ?=
 # A newer Debian's virtiofsd, QEMU and kernel, for those who ask for it.
 export DENTRY_NEWER ?= $(CURDIR)/.cache/newer
 
-.PHONY: run test check lint bench bench-guest fast fuzz clean setup guest-setup newer
+.PHONY: run test check lint bench bench-guest fast fuzz pictures clean setup guest-setup newer
 
 run: guest-setup
 	@$(VENV)/bin/dentry demo
@@ -37,6 +37,9 @@ bench: guest-setup newer
 bench-guest: setup newer
 	@sh .ci/setup-guest '$(PY)' fio
 	$(PY) -m benchmarks.guest $(ARGS)
+
+pictures: setup
+	$(PY) -m harness.shell.pictures docs/pictures
 
 setup: $(VENV)/.installed
 

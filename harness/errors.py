@@ -1,10 +1,15 @@
-"""The error that is the user's to mend."""
+"""The errors that end a command in words, and not in a traceback."""
 
 from __future__ import annotations
 
 
-class UsageError(Exception):
-    """What was asked for can't be done as asked. The message is one line that says what to do.
-
-    The command line prints it and exits with status 2.
+class CommandError(Exception):
+    """A command of `dentry` can't go on. The command line prints the message and exits with
+    `exit_status`: 2 for what the user can mend, whose message is one line that says how.
     """
+
+    exit_status = 2
+
+
+class UsageError(CommandError):
+    """What was asked for can't be done as asked."""

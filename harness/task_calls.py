@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from vfs import abi
+from vfs.errors import oserror
+from vfs.locks import F_RDLCK, F_UNLCK, F_WRLCK
 from vfs.mountinfo import show_mountinfo, show_mounts, show_mountstats
+from vfs.nsfs import open_namespace
 from vfs.syscalls.mount_query import Statmount
 from vfs.task import Task
 
 _POLLNVAL = 0x20
+_FLOCKS: Final = {fcntl.LOCK_SH: F_RDLCK, fcntl.LOCK_EX: F_WRLCK, fcntl.LOCK_UN: F_UNLCK}
 
 
 class TaskCalls:
@@ -79,6 +85,35 @@ class TaskCalls:
             if file.flags & abi.O_PATH:
                 return _POLLNVAL
             return file.poll() & (events | abi.POLLERR | abi.POLLHUP)
+
+    def nsfd(self, pid: int, kind: str) -> int:
+        """As open(2) of /proc/PID/ns/KIND. Raises: ENOENT (no such KIND), ESRCH, EMFILE."""
+        if kind not in ("mnt", "user"):
+            raise oserror(errno.ENOENT)
+        with self._task.lock:
+            owner = next((task for task in self._task.vfs.tasks if task.pid == pid), None)
+            if owner is None:
+                raise oserror(errno.ESRCH)
+            namespace = owner.namespace if kind == "mnt" else owner.cred.user_ns
+            file = open_namespace(self._task.vfs, namespace, self._task.cred)
+            # What an open by name leaves.
+            file.flags |= abi.O_LARGEFILE
+            try:
+                return self._task.files.install(file)
+            except OSError:
+                file.put()
+                raise
+
+    def flock(self, fd: int, operation: int) -> None:
+        """flock(2), which never waits. Raises: EBADF, EINVAL, EAGAIN."""
+        with self._task.lock:
+            file = self._task.files.get_file(fd)
+            if file.flags & abi.O_PATH:
+                raise oserror(errno.EBADF)
+            kind = _FLOCKS.get(operation & ~fcntl.LOCK_NB)
+            if kind is None:
+                raise oserror(errno.EINVAL)
+            self._task.vfs.locks.set_flock(file.inode, file, file, kind)
 
     def mountinfo(self) -> bytes:
         return show_mountinfo(self._task.namespace, self._task.fs.root)

@@ -164,6 +164,9 @@ class FileDescription(RefCounted):
     def release(self) -> None:
         """The last reference is gone. Subclasses give up their own state, then call this."""
         mount, dentry = self.mount, self.dentry
+        # Linux: locks_remove_file.
+        if locks := dentry.superblock.vfs.locks:
+            locks.release(self.inode, self)
         if self.writable:
             mount.writers -= 1
         self.ledger.died(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import signal
@@ -9,21 +10,24 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from harness.cli.daemon import DaemonDied
 from harness.cli.options import Parser, Terminated, one_line, version
-from harness.errors import UsageError
-from harness.fuse.host_mount import HostMountError
-from harness.guest.errors import GuestError, GuestUnavailable
+from harness.errors import CommandError
 
 COMMANDS: Final = (
     "guest", "mount", "do", "serve", "virtiofsd", "device", "shell", "mkext2", "demo", "test",
 )  # fmt: skip
 """Modules beside this one, in the order of `dentry --help`."""
 EXIT_USAGE: Final = 2
-EXIT_GUEST: Final = 125
-"""The guest or its daemon failed, and not the command. As container tools have it."""
 _SIGNALLED: Final = 128
 """And the number of the signal: the status that a shell gives to what a signal ended."""
+
+
+class _Version(argparse.Action):
+    """It takes an import to find out, so it is only when somebody asks."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"dentry {version()}")
+        parser.exit()
 
 
 def run(argv: Sequence[str] | None) -> int:
@@ -33,7 +37,7 @@ def run(argv: Sequence[str] | None) -> int:
         # Started as `virtiofsd`, through a link, by something that knows virtiofsd only.
         words.insert(0, "virtiofsd")
     parser = Parser(prog="dentry", description="A Linux VFS in Python that real kernels mount.")
-    parser.add_argument("--version", action="version", version=f"dentry {version()}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show it, and end")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     # Imports are most of what a short command takes, so only those of the one that is wanted.
     for name in words[:1] if words[:1] and words[0] in COMMANDS else COMMANDS:
@@ -45,12 +49,12 @@ def run(argv: Sequence[str] | None) -> int:
         arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         return int(arguments.run(arguments))
-    except (UsageError, HostMountError, GuestUnavailable) as error:
-        print(f"dentry: {one_line(str(error))}", file=sys.stderr)
-        return EXIT_USAGE
-    except (GuestError, DaemonDied) as error:
-        print(f"dentry: {error}", file=sys.stderr)
-        return EXIT_GUEST
+    except CommandError as error:
+        text = str(error)
+        if error.exit_status == EXIT_USAGE:
+            text = one_line(text)
+        print(f"dentry: {text}", file=sys.stderr)
+        return error.exit_status
     except Terminated as end:
         return _SIGNALLED + end.signal
     except BrokenPipeError:

@@ -14,7 +14,7 @@ from typing import Self, TextIO
 from harness.cli.options import prepare_daemon
 from harness.compose import Tree
 from harness.control.server import controlled
-from harness.errors import UsageError
+from harness.errors import CommandError, UsageError
 from harness.fuse.server import FuseServer
 from harness.guest.errors import GuestUnavailable
 from harness.virtiofs import VirtioFsDevice
@@ -22,8 +22,10 @@ from harness.virtiofs import VirtioFsDevice
 LOG = logging.getLogger(__name__)
 
 
-class DaemonDied(Exception):
+class DaemonDied(CommandError):
     """The daemon ended by a bug; it has logged a traceback."""
+
+    exit_status = 125
 
 
 class ForkedDaemon:

@@ -87,10 +87,11 @@ def run(arguments: argparse.Namespace) -> int:
         build = partial(host_tree, arguments.root, mounts)
     pmem = parse_pmem_specs(arguments.pmem_ext2)
     interactive = all(os.isatty(fd) for fd in (0, 1, 2))
+    control = arguments.control
     with (
         terminable(),
         PmemImages(pmem) as images,
-        ForkedDaemon(build, arguments.control) as daemon,
+        ForkedDaemon(build, control) as daemon,
     ):
         config = GuestConfig(
             filesystem=daemon.socket,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import importlib.metadata
 import logging
 import os
 import resource
@@ -58,6 +57,8 @@ def one_line(message: str) -> str:
 
 def version() -> str:
     """Return dentry's version, as far as it is installed."""
+    import importlib.metadata
+
     try:
         return importlib.metadata.version("dentry")
     except importlib.metadata.PackageNotFoundError:

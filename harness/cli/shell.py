@@ -26,7 +26,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "shell",
         help="look at a live VFS, and work on it",
         description="A shell over a tree of its own, or over that of a running daemon. Commands "
-        "come from -c, from a file, or from the standard input.",
+        "come from -c, from a file, or from the standard input; on a terminal, from a prompt.",
     )
     parser.add_argument("--connect", metavar="SOCKET", help="the control socket of a daemon")
     parser.add_argument("-c", dest="commands", metavar="COMMANDS", help="run these, and end")
@@ -41,10 +41,15 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("--mount: the daemon has its mounts; use the command `mount`")
     with ExitStack() as stack:
         kernel = _kernel(arguments, stack)
-        streams = HostReader(sys.stdin.buffer), HostWriter(sys.stdout.buffer)
-        errors = HostWriter(sys.stderr.buffer)
-        session = stack.enter_context(Session(kernel, all_commands(), *streams, errors))
+        stdin = HostReader(sys.stdin.buffer)
+        outputs = HostWriter(sys.stdout.buffer), HostWriter(sys.stderr.buffer)
+        session = stack.enter_context(Session(kernel, all_commands(), stdin, *outputs))
+        stdin.interrupted = session.interrupted
         try:
+            if _is_interactive(arguments):
+                from harness.shell.interactive import interact
+
+                return interact(session)
             return session.run(_script(arguments))
         except Exit as end:
             return end.status
@@ -60,6 +65,11 @@ def _kernel(arguments: argparse.Namespace, stack: ExitStack) -> Kernel:
         return stack.enter_context(RemoteKernel(arguments.connect))
     tree = stack.enter_context(Tree(parse_mounts(arguments.mounts)))
     return stack.enter_context(LocalKernel(tree.vfs, tree.task))
+
+
+def _is_interactive(arguments: argparse.Namespace) -> bool:
+    given = arguments.commands is not None or arguments.file is not None
+    return not given and sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def _script(arguments: argparse.Namespace) -> str:

@@ -10,8 +10,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any, Self
 
-from harness.control.encoding import decode, encode
-from harness.control.server import PROTOCOL
+from harness.control.encoding import PROTOCOL, decode, encode
 from harness.errors import UsageError
 
 

@@ -15,6 +15,8 @@ from vfs.syscalls.attributes import Stat, StatfsResult, Statx
 from vfs.syscalls.mount_query import Statmount
 from vfs.syscalls.names import DirectoryRecord
 
+PROTOCOL: Final = 1
+"""The version of what is said on a control socket."""
 _CLASSES: Final = {
     kind.__name__: kind for kind in (Stat, Statx, StatfsResult, Statmount, DirectoryRecord)
 }

@@ -14,7 +14,7 @@ from vfs.credentials import Credentials
 from vfs.task import Task
 from vfs.virtual_filesystem import VirtualFilesystem
 
-CALLS: Final = frozenset(SIGNATURES) - {"clone", "exit", "nsfd"} | {"ioctl"}
+CALLS: Final = frozenset(SIGNATURES) - {"clone", "exit"} | {"flock", "ioctl"}
 """The system calls, as scripts have them."""
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final, Self
 
-from harness.control.encoding import decode, encode
+from harness.control.encoding import PROTOCOL, decode, encode
 from harness.control.kernel import LocalKernel
 from harness.socket_file import SocketFile
 from vfs.task import Task
@@ -27,7 +27,6 @@ from vfs.virtual_filesystem import VirtualFilesystem
 
 LOG: Final = logging.getLogger(__name__)
 
-PROTOCOL: Final = 1
 LINE_MAX: Final = 16 << 20
 """Bytes of the longest line, and of what is kept for a client that does not read."""
 _READ: Final = 1 << 16

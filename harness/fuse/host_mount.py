@@ -16,6 +16,7 @@ from errno import EBUSY, EINVAL, ENODEV, ENOENT, ENOTCONN, EPERM
 from typing import Final, NamedTuple
 
 from harness import linux
+from harness.errors import CommandError
 
 MS_RDONLY: Final = 1
 MS_NOSUID: Final = 2
@@ -34,7 +35,7 @@ FUSE_CONF: Final = "/etc/fuse.conf"
 _FD_SIZE: Final = array.array("i").itemsize
 
 
-class HostMountError(Exception):
+class HostMountError(CommandError):
     """The host does not let us mount; the message is one line that says what to do."""
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from harness.errors import CommandError
 
-class GuestUnavailable(Exception):
+
+class GuestUnavailable(CommandError):
     """No guest can be started here as asked: something to install, or an argument to change.
 
     The message is one line for the person at the terminal and says what to do.
     """
 
 
-class GuestError(Exception):
+class GuestError(CommandError):
     """A guest was started and went wrong. Base of the classes below.
 
     `console` is the end of the guest kernel's console, for the person who has to find out why.
     """
+
+    exit_status = 125
 
     def __init__(self, message: str, console: str = "") -> None:
         super().__init__(message)

@@ -27,6 +27,7 @@ _ADVICE: Final = {
     errno.EPERM: "take the immutable flag off, or act as its owner",
     errno.EISDIR: "a directory is only opened for reading",
 }
+_NODEV: Final = "remount with dev (mount -o remount,bind,dev)"
 
 Step = dict[str, Any]
 
@@ -67,7 +68,7 @@ def _outcome(steps: list[Step], error: OSError | None) -> dict[str, Any]:
         "errno": number,
         "name": errno.errorcode.get(number, str(number)),
         "message": os.strerror(number),
-        "advice": _ADVICE.get(number),
+        "advice": _NODEV if steps and steps[-1]["kind"] == "nodev" else _ADVICE.get(number),
     }
 
 

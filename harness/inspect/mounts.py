@@ -131,7 +131,7 @@ def _row(
     start = view.mount_point(mount)
     path = None
     if start is not None:
-        path = os.fsdecode(start.rstrip(b"/") + b"/" + b"/".join(reversed(names)))
+        path = os.fsdecode(b"/".join([start.rstrip(b"/"), *reversed(names)]) or b"/")
     return {
         "namespace": namespace.id,
         "own": mine,

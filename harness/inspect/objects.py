@@ -167,6 +167,7 @@ def tasks(task: Task) -> list[dict[str, Any]]:
             "root": os.fsdecode(d_path(other.fs.root, task.fs.root)),
             "cwd": os.fsdecode(d_path(other.fs.cwd, task.fs.root)),
             "fds": len(other.files.numbers()),
+            "fds_limit": other.files.limit,
             "own": other is task,
         }
         for other in task.vfs.tasks

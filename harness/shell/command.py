@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -31,9 +32,13 @@ class Syscalls:
     and again, for the VFS may be a daemon's, where nobody waits for us; Ctrl-C ends it.
     """
 
-    def __init__(self, kernel: Kernel, task: int) -> None:
+    def __init__(
+        self, kernel: Kernel, task: int, interrupted: threading.Event | None = None
+    ) -> None:
+        """Calls raise KeyboardInterrupt once `interrupted` is set."""
         self._kernel = kernel
         self._task = task
+        self._interrupted = interrupted or threading.Event()
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name not in CALLS:
@@ -41,6 +46,8 @@ class Syscalls:
 
         def call(*arguments: Any) -> Any:
             while True:
+                if self._interrupted.is_set():
+                    raise KeyboardInterrupt
                 try:
                     return self._kernel.call(self._task, name, *arguments)
                 except BlockingIOError:
@@ -60,8 +67,22 @@ class Invocation:
         self.stdin = stdin
         self.stdout = stdout
         self.stderr = stderr
-        self.sys = Syscalls(session.kernel, session.task)
+        self.sys = session.syscalls()
         self.status = 0
+
+    @property
+    def streams(self) -> tuple[Reader, Writer, Writer]:
+        """What a command that runs another one passes on."""
+        return self.stdin, self.stdout, self.stderr
+
+    def inspect(self, view: str, **arguments: Any) -> Any:
+        """One of the views of `harness.inspect`, as the current task sees it. Raises: OSError."""
+        return self.session.kernel.inspect(self.session.task, view, **arguments)
+
+    def sleep(self, seconds: float) -> None:
+        """Raises: KeyboardInterrupt (Ctrl-C, whichever thread this is)."""
+        if self.session.interrupted.wait(seconds):
+            raise KeyboardInterrupt
 
     def print(self, text: str = "", end: str = "\n") -> None:
         """Write text to the standard output."""
@@ -98,6 +119,13 @@ class Command:
     def options(self) -> list[str]:
         """All spellings of its options, for completion."""
         return [word for action in self.parser._actions for word in action.option_strings]
+
+    def choices(self) -> list[str]:
+        """What the first word may be, if it is one of a few, for completion."""
+        for action in self.parser._actions:
+            if not action.option_strings:
+                return [str(choice) for choice in action.choices or ()]
+        return []
 
     def __call__(self, invocation: Invocation, words: list[str]) -> int:
         """Run it; return its status. Raises: KeyboardInterrupt, Disconnected."""

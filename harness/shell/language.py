@@ -96,11 +96,13 @@ class AndOr(NamedTuple):
 Script = tuple[AndOr, ...]
 
 
-class _Token(NamedTuple):
+class Token(NamedTuple):
+    """An operator, or a word whose `operator` is ""; it is [start, end) of the text."""
+
     operator: str
     word: Word | None
     start: int
-    """Where it begins in the text."""
+    end: int
 
 
 def parse(text: str) -> Script:
@@ -113,17 +115,42 @@ def parse(text: str) -> Script:
     return _Parser(_Lexer(text).tokens()).script()
 
 
+def scan(text: str) -> tuple[list[Token], SyntaxProblem | None]:
+    """The tokens of a text that is still being written, and what ends them before its end."""
+    lexer = _Lexer(text)
+    try:
+        return lexer.tokens(), None
+    except SyntaxProblem as problem:
+        return lexer.found, problem
+
+
+def names_command(tokens: list[Token], place: int) -> bool:
+    """Whether the word at `place`, which may be behind the last, would be a command's name."""
+    while place > 0:
+        before = tokens[place - 1]
+        if before.word is None:
+            return before.operator not in _REDIRECTIONS or before.operator == "2>&1"
+        redirected = place > 1 and tokens[place - 2].operator in _REDIRECTIONS - {"2>&1"}
+        if redirected:
+            place -= 2
+        elif before.word == Word((Part("!", False),)) or _assignment(before.word):
+            place -= 1
+        else:
+            return False
+    return True
+
+
 class _Lexer:
     """Cuts a text into operators and words, and puts here-documents where they are asked for."""
 
     def __init__(self, text: str) -> None:
         self._text = text
         self._at = 0
-        self._tokens: list[_Token] = []
+        self.found: list[Token] = []
         self._here: list[int] = []
-        """Places in `_tokens` of the delimiters whose documents begin after this line."""
+        """Places in `found` of the delimiters whose documents begin after this line."""
 
-    def tokens(self) -> list[_Token]:
+    def tokens(self) -> list[Token]:
         text = self._text
         while self._at < len(text):
             char = text[self._at]
@@ -135,15 +162,16 @@ class _Lexer:
                 end = text.find("\n", self._at)
                 self._at = len(text) if end < 0 else end
             elif operator := self._operator():
-                self._tokens.append(_Token(operator, None, self._at))
+                start = self._at
                 self._at += len(operator)
+                self.found.append(Token(operator, None, start, self._at))
                 if operator == "\n":
                     self._read_here_documents()
             else:
                 self._word()
         if self._here:
             raise Incomplete("a here-document has no end")
-        return self._tokens
+        return self.found
 
     def _operator(self) -> str:
         for operator in _OPERATORS:
@@ -190,10 +218,10 @@ class _Lexer:
         flush()
         if text[self._at : self._at + 1] in ("<", ">") and text[start : self._at].isdecimal():
             raise SyntaxProblem(f"{text[start : self._at]}{text[self._at]} : only 2 has a number")
-        previous = self._tokens[-1] if self._tokens else None
+        previous = self.found[-1] if self.found else None
         if previous is not None and previous.operator in ("<<", "<<-"):
-            self._here.append(len(self._tokens))
-        self._tokens.append(_Token("", Word(tuple(parts)), start))
+            self._here.append(len(self.found))
+        self.found.append(Token("", Word(tuple(parts)), start, self._at))
 
     def _backslash(self, parts: list[Part]) -> None:
         following = self._text[self._at + 1 : self._at + 2]
@@ -267,19 +295,19 @@ class _Lexer:
     def _read_here_documents(self) -> None:
         """Replace the delimiters of the line before by the documents that begin here."""
         for place in self._here:
-            word = self._tokens[place].word
+            word = self.found[place].word
             assert word is not None
             delimiter = "".join(
                 f"${part.text}" if part.variable else part.text for part in word.parts
             )
-            strip = self._tokens[place - 1].operator == "<<-"
+            strip = self.found[place - 1].operator == "<<-"
             lines, end = self._document(delimiter, strip)
             content = "".join(lines)
             if any(part.quoted for part in word.parts):
                 parts = [Part(content, True)]
             else:
                 parts = _expandable(content)
-            self._tokens[place] = _Token("", Word(tuple(parts)), self._tokens[place].start)
+            self.found[place] = self.found[place]._replace(word=Word(tuple(parts)))
             self._at = end
         self._here.clear()
 
@@ -310,7 +338,7 @@ def _expandable(text: str) -> list[Part]:
 class _Parser:
     """Takes tokens from the front; recursive descent over POSIX's grammar, as far as it is here."""
 
-    def __init__(self, tokens: list[_Token]) -> None:
+    def __init__(self, tokens: list[Token]) -> None:
         self._tokens = tokens
         self._at = 0
 
@@ -386,7 +414,7 @@ class _Parser:
         while self._operator() == operator:
             self._at += 1
 
-    def _peek(self) -> _Token | None:
+    def _peek(self) -> Token | None:
         return self._tokens[self._at] if self._at < len(self._tokens) else None
 
     def _operator(self) -> str:

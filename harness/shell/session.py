@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Final, Self
 
 from harness.control.kernel import Kernel
@@ -41,8 +42,9 @@ class Session:
     """A person's or a script's shell on a `Kernel`. To be closed, by `with` or `close`.
 
     `tasks` are its tasks by their names, `task` is the current one's pid. `errexit` ends the
-    script at the first failure, as sh(1)'s ``set -e``. `check_interrupt` is called between
-    commands.
+    script at the first failure, as sh(1)'s ``set -e``. `interrupted` is set while a pipeline ends
+    by Ctrl-C, which Python gives to the main thread only: commands in others raise
+    KeyboardInterrupt at their next call.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Session:
         self.stdin = stdin
         self.stdout = stdout
         self.stderr = stderr
+        self.interrupted = threading.Event()
         self.task = kernel.create_task()
         self.tasks = {"init": self.task}
         self.variables: dict[str, str] = {"?": "0"}
@@ -70,6 +73,10 @@ class Session:
         for task in self.tasks.values():
             self.kernel.exit_task(task)
         self.tasks.clear()
+
+    def syscalls(self) -> Syscalls:
+        """The current task's calls."""
+        return Syscalls(self.kernel, self.task, self.interrupted)
 
     @property
     def status(self) -> int:
@@ -111,30 +118,65 @@ class Session:
         return status
 
     def _run_pipeline(self, pipeline: Pipeline) -> int:
-        """All but the last command run in threads of their own."""
-        pipes = [Pipe() for _ in pipeline.commands[1:]]
-        readers: list[Reader] = [self.stdin, *(pipe.reader for pipe in pipes)]
-        threads = []
-        for command, reader, pipe in zip(pipeline.commands, readers, pipes, strict=False):
-            thread = threading.Thread(target=self._run_piped, args=(command, reader, pipe))
-            thread.start()
-            threads.append(thread)
-        last = readers[-1]
+        *before, last = pipeline.commands
         try:
-            status = self._run_command(pipeline.commands[-1], last, self.stdout)
+            if before:
+                status = self._run_together(before, last)
+            else:
+                status = self._run_command(last, self.stdin, self.stdout)
         finally:
-            if pipes:
-                last.close()
-            for thread in threads:
-                thread.join()
+            self.interrupted.clear()
             self.stdout.flush()
             self.stderr.flush()
         return int(not status) if pipeline.negated else status
 
+    def _run_together(self, before: Sequence[Command], last: Command) -> int:
+        """All but the last command run in threads of their own, none of which outlives it."""
+        pipes = [Pipe() for _ in before]
+        readers: list[Reader] = [self.stdin, *(pipe.reader for pipe in pipes)]
+        threads = []
+        try:
+            with self._interrupted_later():
+                for command, reader, pipe in zip(before, readers, pipes, strict=False):
+                    thread = threading.Thread(target=self._run_piped, args=(command, reader, pipe))
+                    thread.start()
+                    threads.append(thread)
+            return self._run_command(last, readers[-1], self.stdout)
+        except KeyboardInterrupt:
+            self.interrupted.set()
+            raise
+        finally:
+            with self._interrupted_later():
+                readers[-1].close()
+                for thread in threads:
+                    thread.join()
+
+    @contextmanager
+    def _interrupted_later(self) -> Generator[None]:
+        """Inside, Ctrl-C only sets `interrupted`; behind it, it raises KeyboardInterrupt."""
+        here = threading.current_thread() is threading.main_thread()
+        if not here or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+            yield
+            return
+        came = False
+
+        def interrupt(*_: object) -> None:
+            nonlocal came
+            came = True
+            self.interrupted.set()
+
+        signal.signal(signal.SIGINT, interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            if came:
+                raise KeyboardInterrupt
+
     def _run_piped(self, command: Command, stdin: Reader, pipe: Pipe) -> None:
         try:
             self._run_command(command, stdin, pipe)
-        except Exit:
+        except (Exit, KeyboardInterrupt):
             # As in sh(1), where it is a process that ends.
             pass
         finally:
@@ -143,28 +185,33 @@ class Session:
                 stdin.close()
 
     def _run_command(self, command: Command, stdin: Reader, stdout: Writer) -> int:
-        sys = Syscalls(self.kernel, self.task)
-        with ExitStack() as stack:
-            try:
-                words = self.expand(command.words)
-                streams = self._redirect(sys, command.redirections, stdin, stdout, stack)
-            except OSError as error:
-                where = os.fsdecode(error.filename) + ": " if error.filename is not None else ""
-                self._complain(f"{where}{strerror(error)}")
-                return EXIT_FAILURE
-            before = dict(self.variables)
-            for name, word in command.assignments:
-                self.variables[name] = expand_text(word, self.variables)
-            if not words:
-                return 0
-            try:
-                return self.invoke(words, *streams)
-            finally:
-                for name, _ in command.assignments:
-                    self.variables.pop(name)
-                    if name in before:
-                        self.variables[name] = before[name]
-        raise AssertionError("an ExitStack swallows nothing here")
+        try:
+            # Closing a file tells what became of what was written to it.
+            with ExitStack() as stack:
+                return self._run_redirected(command, stdin, stdout, stack)
+        except OSError as error:
+            where = os.fsdecode(error.filename) + ": " if error.filename is not None else ""
+            self._complain(f"{where}{strerror(error)}")
+            return EXIT_FAILURE
+
+    def _run_redirected(
+        self, command: Command, stdin: Reader, stdout: Writer, stack: ExitStack
+    ) -> int:
+        words = self.expand(command.words)
+        sys = self.syscalls()
+        streams = self._redirect(sys, command.redirections, stdin, stdout, stack)
+        before = dict(self.variables)
+        for name, word in command.assignments:
+            self.variables[name] = expand_text(word, self.variables)
+        if not words:
+            return 0
+        try:
+            return self.invoke(words, *streams)
+        finally:
+            for name, _ in command.assignments:
+                self.variables.pop(name)
+                if name in before:
+                    self.variables[name] = before[name]
 
     def expand(self, words: Sequence[Word]) -> list[str]:
         """Words as arguments, with names of the VFS for patterns."""
@@ -172,7 +219,7 @@ class Session:
 
     def _list_directory(self, path: str) -> list[str] | None:
         try:
-            return list_directory(Syscalls(self.kernel, self.task), path)
+            return list_directory(self.syscalls(), path)
         except OSError:
             return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import BinaryIO, Final, Protocol, Self
 
 CHUNK: Final = 1 << 16
 _PIPE_CHUNKS: Final = 16
+_LOOK_SECONDS: Final = 0.2
 
 
 class Reader(Protocol):
@@ -74,12 +76,19 @@ class Bytes:
 
 
 class HostReader:
-    """A `Reader` of a file of this process. It belongs to the caller."""
+    """A `Reader` of a file of this process. It belongs to the caller. `read` raises
+    KeyboardInterrupt once `interrupted` is set, which a session does for its threads.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._fd = file.fileno()
+        self.interrupted = threading.Event()
+        self._is_terminal = file.isatty()
 
     def read(self) -> bytes:
+        while self._is_terminal and not select.select([self._fd], [], [], _LOOK_SECONDS)[0]:
+            if self.interrupted.is_set():
+                raise KeyboardInterrupt
         return os.read(self._fd, CHUNK)
 
     def close(self) -> None:

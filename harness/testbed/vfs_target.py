@@ -15,7 +15,6 @@ from harness.testbed.target import ROOT_OPTIONS, SYSCTLS, NoSuchTask, Target
 from vfs import abi
 from vfs.clock import Clock
 from vfs.credentials import CAP_SETGID, CAP_SETUID, Credentials
-from vfs.nsfs import open_namespace
 from vfs.task import Task
 from vfs.virtual_filesystem import VirtualFilesystem
 
@@ -78,15 +77,7 @@ class VfsTarget(Target):
         owner = self._live(name)
         if kind not in ("mnt", "user"):
             raise ValueError(f"no namespace {kind!r}")
-        namespace = owner.namespace if kind == "mnt" else owner.cred.user_ns
-        with self.vfs.lock:
-            file = open_namespace(self.vfs, namespace, task.cred)
-            file.flags |= abi.O_LARGEFILE  # what an open of /proc/PID/ns/... leaves
-            try:
-                return task.files.install(file)
-            except OSError:
-                file.put()
-                raise
+        return TaskCalls(task).nsfd(owner.pid, kind)
 
     def observe(self) -> State:
         tree = observe_tree(self._calls[_OBSERVER])

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from harness.shell.command import Commands
-from harness.shell.commands import builtin, changing, content, inside, listing
+from harness.shell.commands import (
+    builtin,
+    changing,
+    content,
+    device,
+    inside,
+    listing,
+    mounts,
+    tasks,
+)
 
 
 def all_commands() -> Commands:
     """The table of every command."""
     commands = Commands()
-    for family in (builtin, listing, content, changing, inside):
+    for family in (builtin, listing, content, changing, mounts, tasks, device, inside):
         family.register(commands)
     return commands

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
 from typing import Final
 
 from harness.shell.command import Commands, Invocation, Usage, argument
@@ -73,7 +72,7 @@ def register(commands: Commands) -> None:
     @add("sleep", argument("seconds", type=float, metavar="SECONDS"))
     def sleep(invocation: Invocation, given: argparse.Namespace) -> None:
         """do nothing for a while"""
-        time.sleep(max(0.0, given.seconds))
+        invocation.sleep(max(0.0, given.seconds))
 
     @add("help", argument("names", nargs="*", metavar="COMMAND"))
     def help(invocation: Invocation, given: argparse.Namespace) -> None:

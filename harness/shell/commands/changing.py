@@ -11,9 +11,10 @@ from typing import Any, Final
 
 from harness.shell.command import Commands, Invocation, Syscalls, Usage, argument, strerror
 from harness.shell.commands.content import parse_size
-from harness.shell.commands.listing import join, parse_mode, shown
+from harness.shell.commands.listing import join, parse_mode
 from harness.shell.session import list_directory, named
 from harness.shell.streams import CHUNK
+from harness.shell.views import shown
 from vfs import abi
 from vfs.syscalls.attributes import Stat
 

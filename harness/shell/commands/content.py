@@ -9,15 +9,15 @@ import shlex
 import subprocess
 import sys as host
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import BinaryIO, Final, Literal
 
 from harness.shell.command import Commands, Invocation, Syscalls, Usage, argument, missing
-from harness.shell.commands.listing import join, shown
+from harness.shell.commands.listing import join
 from harness.shell.session import FileReader, named, write_file
 from harness.shell.streams import CHUNK, Reader, lines_of, read_all
+from harness.shell.views import shown
 from vfs import abi
 
 _FOLLOW_SECONDS: Final = 0.2
@@ -178,7 +178,7 @@ def _tail(
     invocation.stdout.write(bytes(kept[start:]))
     while given.f:
         invocation.stdout.flush()
-        time.sleep(_FOLLOW_SECONDS)
+        invocation.sleep(_FOLLOW_SECONDS)
         while data := reader.read():
             invocation.stdout.write(data)
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from harness.shell.command import Commands, Invocation, Syscalls, Usage, argument, strerror
 from harness.shell.session import list_directory, named
+from harness.shell.views import Line, Piece, columns, show, shown, table_lines, terminal_width
 from vfs import abi
 from vfs.syscalls.attributes import Stat
 
@@ -25,6 +26,14 @@ _TYPES: Final = {
     "b": stat.S_IFBLK,
     "p": stat.S_IFIFO,
     "s": stat.S_IFSOCK,
+}
+_STYLES: Final = {
+    stat.S_IFDIR: "bold blue",
+    stat.S_IFLNK: "bold cyan",
+    stat.S_IFCHR: "bold yellow",
+    stat.S_IFBLK: "bold yellow",
+    stat.S_IFIFO: "yellow",
+    stat.S_IFSOCK: "bold magenta",
 }
 _TYPE_NAMES: Final = {
     stat.S_IFREG: "regular file",
@@ -53,12 +62,12 @@ def register(commands: Commands) -> None:
         argument("-S", action="store_true", help="largest first"),
         argument("-t", action="store_true", help="latest change first"),
         argument("-r", action="store_true", help="the other way round"),
-        argument("-1", action="store_true", dest="one", help="a name a line, as always"),
+        argument("-1", action="store_true", dest="one", help="a name a line"),
         argument("--zero", action="store_true", help="end names by NUL, as they are"),
         argument("paths", nargs="*", default=["."], metavar="PATH"),
     )
     def ls(invocation: Invocation, given: argparse.Namespace) -> None:
-        """list names, one a line"""
+        """list names, in columns and colours on a terminal, else one a line"""
         _Listing(invocation, given).run()
 
     @add("stat", argument("-L", action="store_true", help="follow a symbolic link"),
@@ -133,7 +142,7 @@ def register(commands: Commands) -> None:
             except OSError as error:
                 invocation.fail(path, error)
         heading = ("Filesystem", size, "Used", "Available", "Use%", "Path")
-        print_table(invocation, [heading, *rows], left=(0, 5))
+        show(invocation, table_lines([heading, *rows], left=(0, 5), heading=True))
 
     @add("readlink", argument("-f", action="store_true", help="the path without any link"),
          argument("paths", nargs="+", metavar="PATH"))  # fmt: skip
@@ -235,30 +244,46 @@ class _Listing:
             for name, _ in found:
                 self.invocation.stdout.write(os.fsencode(name) + b"\0")
         elif self.given.l:
-            rows = [self._row(name, attributes, directory) for name, attributes in found]
-            print_table(self.invocation, rows, left=(1, 7) if self.given.i else (0, 6), gap=" ")
+            rows = [self._row(attributes) for name, attributes in found]
+            lines = table_lines(rows, left=(1, 6) if self.given.i else (0, 5), gap=" ")
+            names = [self._long_name(name, attributes, directory) for name, attributes in found]
+            show(self.invocation, [line + name for line, name in zip(lines, names, strict=True)])
         else:
-            for name, attributes in found:
-                number = f"{attributes.st_ino} " if self.given.i else ""
-                self.invocation.print(number + shown(name))
+            lines = (
+                [Piece(f"{attributes.st_ino} " if self.given.i else ""), _name(name, attributes)]
+                for name, attributes in found
+            )
+            if self.invocation.stdout.is_terminal and not self.given.one:
+                lines = columns(list(lines), terminal_width())
+            show(self.invocation, lines)
 
-    def _row(self, name: str, attributes: Stat, directory: str) -> tuple[str, ...]:
-        mode = attributes.st_mode
-        text = shown(name)
-        if stat.S_ISLNK(mode):
+    def _long_name(self, name: str, attributes: Stat, directory: str) -> Line:
+        line = [Piece(" "), _name(name, attributes)]
+        if stat.S_ISLNK(attributes.st_mode):
             try:
-                text += " -> " + shown(os.fsdecode(self.sys.readlink(join(directory, name))))
+                target = shown(os.fsdecode(self.sys.readlink(join(directory, name))))
+                line.append(Piece(f" -> {target}"))
             except OSError as error:
                 self.invocation.fail(join(directory, name), error)
+        return line
+
+    def _row(self, attributes: Stat) -> tuple[str, ...]:
+        mode = attributes.st_mode
         if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
             size = f"{abi.major(attributes.st_rdev)},{abi.minor(attributes.st_rdev):4}"
         else:
             size = human(attributes.st_size) if self.given.h else str(attributes.st_size)
         row = (
             stat.filemode(mode), str(attributes.st_nlink), str(attributes.st_uid),
-            str(attributes.st_gid), size, _when(attributes.st_mtime_ns), text,
+            str(attributes.st_gid), size, _when(attributes.st_mtime_ns),
         )  # fmt: skip
         return (str(attributes.st_ino), *row) if self.given.i else row
+
+
+def _name(name: str, attributes: Stat) -> Piece:
+    mode = attributes.st_mode
+    style = _STYLES.get(stat.S_IFMT(mode), "")
+    return Piece(shown(name), "bold green" if not style and mode & 0o111 else style)
 
 
 def _when(time_ns: int) -> str:
@@ -479,16 +504,6 @@ def join(directory: str, name: str) -> str:
     return directory + name if directory.endswith("/") else f"{directory}/{name}"
 
 
-def shown(name: str) -> str:
-    """A name as one line: what would break it, or is no text, as escapes."""
-    return "".join(
-        char if char.isprintable() else char.encode("utf-8", "surrogateescape").decode(
-            "ascii", "backslashreplace"
-        ) if ord(char) >= 0x80 else repr(char)[1:-1]
-        for char in name
-    )  # fmt: skip
-
-
 def human(size: int) -> str:
     """A number of bytes with a unit, rounded up, as ls(1) and du(1) do with -h."""
     if size < 1024:
@@ -500,24 +515,6 @@ def human(size: int) -> str:
         tenths = 10
     text = f"{tenths // 10}.{tenths % 10}" if tenths < 100 else str(-(-tenths // 10))
     return text + _UNITS[unit - 1]
-
-
-def print_table(
-    invocation: Invocation,
-    rows: list[tuple[str, ...]],
-    left: tuple[int, ...],
-    gap: str = "  ",
-) -> None:
-    """Columns as wide as they must be, those in `left` at the left side; no blanks at ends."""
-    if not rows:
-        return
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        cells = [
-            text.ljust(width) if column in left else text.rjust(width)
-            for column, (text, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        invocation.print(gap.join(cells).rstrip())
 
 
 def canonical(sys: Syscalls, path: str) -> str:

@@ -184,3 +184,10 @@ def test_usage_and_trees(sh: Run) -> None:
     assert sh("du -s /d")[1] == "4\t/d\n"
     assert sh("tree /d")[1] == "/d\n├── e\n├── g\n└── h\n"
     assert sh("df /d")[1].splitlines()[1].startswith("tmpfs")
+
+
+def test_what_could_not_be_written_is_told_by_the_redirection(sh: Run, task: Task) -> None:
+    task.mkdir("/dev")
+    task.mount("none", "/dev", "devtmpfs")
+    assert sh("echo x > /dev/full") == (1, "", "dentry: /dev/full: No space left on device\n")
+    assert sh("echo still") == (0, "still\n", "")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from harness.control.client import RemoteKernel
+from harness.control.kernel import Kernel
 from vfs import VirtualFilesystem, abi
 from vfs.task import Task
 
@@ -203,3 +206,59 @@ def test_namespaces_and_roots(sh: Run, task: Task) -> None:
     assert sh("ls /; ls /old")[1] == "old\nnew\nother\n"
     assert sh("task switch init; chroot /new; pwd; ls /")[1] == "/\nold\n"
     assert task.listdir("/other") == []
+
+
+def test_a_namespace_of_another_task_is_entered(sh: Run) -> None:
+    sh("mkdir /a; task new apart; unshare -m; mount -t tmpfs none /a; echo x > /a/f")
+    assert sh("task switch init; ls /a; nsenter apart ls /a; ls /a") == (0, "f\n", "")
+    assert sh("nsenter apart; ls /a") == (0, "f\n", "")
+    assert sh("nsenter nobody")[0] == 2
+    assert sh("nsenter 999999") == (1, "", "nsenter: No such process\n")
+    assert sh("as 1000 nsenter init ls /") == (1, "", "nsenter: Operation not permitted\n")
+
+
+def test_a_limit_of_descriptors(sh: Run) -> None:
+    assert sh("ulimit -n; ulimit -n 0; ulimit -n") == (0, "1024\n0\n", "")
+    assert sh("cat /f") == (1, "", "cat: /f: Too many open files\n")
+    assert sh("ulimit -n x")[0] == 2
+
+
+def test_a_lock_is_held_while_a_command_runs(sh: Run) -> None:
+    (row,) = json.loads(sh("flock /f locks --json")[1])
+    assert (row["kind"], row["access"]) == ("FLOCK", "write")
+    assert data_of(sh, "locks") == []
+    assert sh("flock /f flock -n /f echo no") == (
+        1, "", "flock: Resource temporarily unavailable\n",
+    )  # fmt: skip
+    assert sh("flock -s /f flock -s -n /f echo both") == (0, "both\n", "")
+
+
+def test_a_propagation_is_asked_for_in_the_words_of_mount(sh: Run) -> None:
+    sh("mkdir /a /b; mount -t tmpfs none /a; mount --make-shared /a; mkdir /a/x")
+    sh("mount --bind /a /b")
+    rows = data_of(sh, "propagate --dry-run mount --bind /b /a/x")
+    assert [row["path"] for row in rows] == ["/a/x", "/b/x"]
+    assert rows == data_of(sh, "propagate --bind /b /a/x")
+
+
+def test_a_device_of_a_python_file(sh: Run, kernel: Kernel, tmp_path: Path) -> None:
+    source = tmp_path / "hello.py"
+    source.write_text(
+        "from vfs.device import CharDevice\n"
+        "class Hello(CharDevice):\n"
+        "    name, mode = 'hello', 0o666\n"
+        "    def read(self, size, offset): return b'hello\\n'[offset:offset + size]\n"
+    )
+    status, output, errors = sh(f"device add {source}")
+    if isinstance(kernel, RemoteKernel):
+        assert status == 2 and "a daemon takes no code" in errors
+        return
+    assert (status, errors) == (0, "") and output.startswith("hello 10:")
+    script = "mkdir /dev; mount -t devtmpfs none /dev; cat /dev/hello; device remove hello; ls /dev"
+    status, output, _ = sh(script)
+    assert output.splitlines()[0] == "hello" and "hello" not in output.splitlines()[1:]
+    source.write_text("1 / 0")
+    assert sh(f"device add {source}") == (
+        2, "", f"device: host: {source}: ZeroDivisionError: division by zero\n",
+    )  # fmt: skip
+    assert sh("device add /nothing")[2] == "device: host: /nothing: No such file or directory\n"

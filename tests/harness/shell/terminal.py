@@ -1,0 +1,80 @@
+"""A program on a pseudo terminal, as a person has it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import sys
+import termios
+import time
+from pathlib import Path
+from typing import Self
+
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z~]|\x1b[=>()][0-9B]?|\x1b\][^\x07]*\x07")
+
+
+class Terminal:
+    """`dentry shell` with these words; `screen` is what it has written and nobody has expected."""
+
+    def __init__(self, state: Path, *words: str, **environment: str) -> None:
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            try:
+                os.environ.update(XDG_STATE_HOME=str(state), TERM="xterm", **environment)
+                os.environ["PROMPT_TOOLKIT_NO_CPR"] = "1"
+                os.execv(sys.executable, [sys.executable, "-m", "harness.cli", "shell", *words])
+            finally:
+                os._exit(99)
+        fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("4H", 50, 200, 0, 0))
+        self.screen = ""
+        self.raw = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        os.close(self.fd)
+
+    def type(self, text: str) -> None:
+        os.write(self.fd, text.encode())
+
+    def expect(self, pattern: str) -> re.Match[str]:
+        """Read until `pattern` is there, and drop all up to its end."""
+        deadline = time.monotonic() + 60
+        while not (match := re.search(pattern, self.screen)):
+            ready, _, _ = select.select([self.fd], [], [], max(0, deadline - time.monotonic()))
+            if not ready:
+                raise AssertionError(f"no {pattern!r} in {self.screen!r}")
+            self._read()
+        self.screen = self.screen[match.end() :]
+        return match
+
+    def prompt(self, pattern: str = r"init uid 0 ns \d+ / #") -> None:
+        """Wait until a command can be typed. A line is drawn again whenever the program likes, so
+        what the command writes, or what is new in this prompt, has to be waited for.
+        """
+        self.expect(pattern)
+
+    def end(self) -> int:
+        """Its status, once it has ended."""
+        while True:
+            try:
+                self._read()
+            except OSError:
+                break
+        _, status = os.waitpid(self.pid, 0)
+        self.pid = 0
+        return os.waitstatus_to_exitcode(status)
+
+    def _read(self) -> None:
+        data = os.read(self.fd, 1 << 16).decode(errors="replace")
+        self.raw += data
+        self.screen = _ESCAPES.sub("", self.screen + data)
