@@ -29,7 +29,7 @@ _SHELL: Final = ("/bin/sh",)
 _CPUS_MAX: Final = 255
 _BOOT_SECONDS: Final = 90.0
 _PMEM_BOOT_SECONDS: Final = 3600.0
-"""A guest mounts an image when it has been built, for which a large tree may take its time."""
+"""A guest that boots meanwhile waits for its image, for which a large tree may take its time."""
 _MEMORY_MIN: Final = 96 << 20
 """What Debian's kernel needs to unpack the initramfs and run a shell; it fails with 64m."""
 
@@ -102,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
             console_log=arguments.console_log,
             terminal=interactive,
             pmem=images.devices(),
-            boot_timeout=_PMEM_BOOT_SECONDS if pmem else _BOOT_SECONDS,
+            boot_timeout=_PMEM_BOOT_SECONDS if any(image.size for image in pmem) else _BOOT_SECONDS,
         )
         try:
             if not interactive:
