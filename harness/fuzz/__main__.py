@@ -18,7 +18,7 @@ from harness.fuzz.isolation import isolate
 from harness.progress import progress
 
 SHARES: Final = {
-    "fuse": (71, 500),
+    "fuse": (75, 500),
     "threads": (10, 500),
     "virtio": (10, 400),
     "vhost-user": (5, 60),

@@ -22,6 +22,7 @@ from harness.fuse.cache import ALWAYS, CachePolicy
 from harness.fuse.dev_fuse import FuseMount
 from harness.fuse.host_mount import MountOptions
 from harness.fuse.server import FuseServer
+from harness.syscall_numbers import number
 from vfs.abi import O_CREAT, O_TRUNC, O_WRONLY
 from vfs.mount import VirtualDentry
 from vfs.task import Task
@@ -69,6 +70,11 @@ class Client:
     def __exit__(self, *exc: object) -> None:
         self._process.kill()
         self._process.communicate()
+
+    def waits_in(self, call: str) -> bool:
+        """Whether it waits in the kernel, in the system call of that name (proc(5), syscall)."""
+        waits = Path(f"/proc/{self._process.pid}/syscall").read_text().split()[0]
+        return waits == str(number(call))
 
     def start(self, code: str) -> None:
         """Have an expression evaluated, or statements run, whose result `finish` waits for."""

@@ -427,10 +427,9 @@ assert errors <= {{errno.ENOENT, errno.ESTALE}}, errors
 
 def test_a_mount_beside_a_name_that_is_being_made_holds_up_neither(place: Mounted) -> None:
     """The kernel holds the directory's lock for the one, and needs it for our word of the other."""
-    served = sum(place.server.counts)
     with place.vfs.lock:
         place.client.start("os.mkdir('new')")
-        eventually(lambda: sum(place.server.counts) > served)
+        eventually(lambda: place.client.waits_in("mkdir"))
         cover(place)
         eventually(lambda: is_blocked("fuse-notifier"))
     place.client.finish()

@@ -285,7 +285,8 @@ def test_a_device_killed_by_memory_that_was_truncated_is_found_out(
         Deed(99, "ask"),
         Deed(100, "truncate", (0,)),
         Deed(101, "kick", (0,)),
-        Deed(102, "ask"),
+        # The first answer may come before the kick is looked at.
+        *(Deed(number, "ask") for number in range(102, 106)),
     ]
     case = Case("vhost-user", {}, tuple(steps))
     try:
