@@ -39,25 +39,30 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the commands; the status is that of the last one."""
     if arguments.connect is not None and arguments.mounts:
         raise UsageError("--mount: the daemon has its mounts; use the command `mount`")
-    with ExitStack() as stack:
-        kernel = _kernel(arguments, stack)
-        stdin = HostReader(sys.stdin.buffer)
-        outputs = HostWriter(sys.stdout.buffer), HostWriter(sys.stderr.buffer)
-        session = stack.enter_context(Session(kernel, all_commands(), stdin, *outputs))
-        stdin.interrupted = session.interrupted
-        try:
-            if _is_interactive(arguments):
-                from harness.shell.interactive import interact
+    try:
+        with ExitStack() as stack:
+            return _run(arguments, stack)
+    except Disconnected as error:
+        print(f"dentry shell: {error}", file=sys.stderr)
+        return EXIT_DISCONNECTED
 
-                return interact(session)
-            return session.run(_script(arguments))
-        except Exit as end:
-            return end.status
-        except Disconnected as error:
-            print(f"dentry shell: {error}", file=sys.stderr)
-            return EXIT_DISCONNECTED
-        except KeyboardInterrupt:
-            return EXIT_INTERRUPTED
+
+def _run(arguments: argparse.Namespace, stack: ExitStack) -> int:
+    kernel = _kernel(arguments, stack)
+    stdin = HostReader(sys.stdin.buffer)
+    outputs = HostWriter(sys.stdout.buffer), HostWriter(sys.stderr.buffer)
+    session = stack.enter_context(Session(kernel, all_commands(), stdin, *outputs))
+    stdin.interrupted = session.interrupted
+    try:
+        if _is_interactive(arguments):
+            from harness.shell.interactive import interact
+
+            return interact(session)
+        return session.run(_script(arguments))
+    except Exit as end:
+        return end.status
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
 
 
 def _kernel(arguments: argparse.Namespace, stack: ExitStack) -> Kernel:

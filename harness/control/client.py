@@ -7,7 +7,6 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Iterator
 from typing import Any, Self
 
 from harness.control.encoding import PROTOCOL, decode, encode
@@ -35,9 +34,11 @@ class RemoteKernel:
                 errno.ENOENT: "No such socket: start a daemon with --control",
             }.get(error.errno or 0, error.strerror or str(error))
             raise UsageError(f"--connect {path}: {hint}") from None
-        self._lines = self._read_lines()
+        # Both outlive a Ctrl-C in the middle of a request, whose reply then comes late.
+        self._received = bytearray()
+        self._unsent = bytearray()
         try:
-            greeting = next(self._lines)
+            greeting = self._read_line()
             if "error" in greeting:
                 raise UsageError(f"--connect {path}: {greeting['error']}")
             if greeting.get("dentry") != PROTOCOL:
@@ -83,14 +84,15 @@ class RemoteKernel:
         with self._lock:
             self._number += 1
             request = {"id": self._number, "op": operation, **fields}
+            self._unsent += json.dumps(request).encode() + b"\n"
             try:
-                self._sock.sendall(json.dumps(request).encode() + b"\n")
+                while self._unsent:
+                    del self._unsent[: self._sock.send(self._unsent)]
             except OSError:
                 raise Disconnected("the daemon has ended") from None
-            for reply in self._lines:
-                if reply.get("id") == self._number:
-                    return self._value(reply)
-            raise Disconnected("the daemon has ended")
+            while (reply := self._read_line()).get("id") != self._number:
+                pass
+            return self._value(reply)
 
     def _value(self, reply: dict[str, Any]) -> Any:
         error = reply.get("error")
@@ -103,17 +105,16 @@ class RemoteKernel:
             raise OSError(number, os.strerror(number), decode(error["path"]))
         raise OSError(number, os.strerror(number))
 
-    def _read_lines(self) -> Iterator[dict[str, Any]]:
-        received = bytearray()
-        while True:
+    def _read_line(self) -> dict[str, Any]:
+        while (end := self._received.find(b"\n")) < 0:
             try:
                 data = self._sock.recv(1 << 16)
             except ConnectionResetError:
                 data = b""
             if not data:
                 raise Disconnected("the daemon has ended")
-            received += data
-            while (end := received.find(b"\n")) >= 0:
-                line = bytes(received[:end])
-                del received[: end + 1]
-                yield json.loads(line)
+            self._received += data
+        line = bytes(self._received[:end])
+        del self._received[: end + 1]
+        value: dict[str, Any] = json.loads(line)
+        return value

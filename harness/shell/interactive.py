@@ -21,6 +21,7 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.lexers import Lexer
 from prompt_toolkit.styles import Style
 
+from harness.control.client import Disconnected
 from harness.shell.commands.listing import join
 from harness.shell.expansion import expand_text
 from harness.shell.language import Incomplete, SyntaxProblem, Token, names_command, parse, scan
@@ -56,7 +57,6 @@ def interact(session: Session) -> int:
     Raises: Disconnected.
     """
     prompt: PromptSession[str] = PromptSession(
-        lambda: _prompt(session),
         history=_history(),
         completer=ShellCompleter(session),
         complete_while_typing=False,
@@ -68,7 +68,7 @@ def interact(session: Session) -> int:
     )
     while True:
         try:
-            text = prompt.prompt()
+            text = prompt.prompt(_prompt(session))
         except KeyboardInterrupt:
             session.variables["?"] = str(EXIT_INTERRUPTED)
             continue
@@ -211,8 +211,12 @@ class ShellCompleter(Completer):
         if last is not None and last.word is not None and last.end >= len(text):
             typed, start = expand_text(last.word, self._session.variables), last.start
             tokens = tokens[:-1]
-        for choice, label in self._choices(tokens, typed):
-            yield Completion(choice, start - len(text), display=label)
+        try:
+            for choice, label in self._choices(tokens, typed):
+                yield Completion(choice, start - len(text), display=label)
+        except Disconnected:
+            # The command will tell.
+            return
 
     def _choices(self, tokens: list[Token], typed: str) -> Iterator[tuple[str, str]]:
         """Pairs of what is put in, and what is shown."""
@@ -223,7 +227,7 @@ class ShellCompleter(Completer):
             yield from ((name + " ", name) for name in names)
             return
         first = place
-        while not names_command(tokens, first):
+        while first and not names_command(tokens, first):
             first -= 1
         word = tokens[first].word
         literal = None if word is None else word.literal()

@@ -62,6 +62,9 @@ class Word(NamedTuple):
         return "".join(part.text for part in self.parts)
 
 
+_NOT: Final = Word((Part("!", False),))
+
+
 class Redirection(NamedTuple):
     """`operator` as written. `target` is the file; the content of a here-document, which is a word
     whose parts are all quoted; None for `2>&1`.
@@ -126,18 +129,23 @@ def scan(text: str) -> tuple[list[Token], SyntaxProblem | None]:
 
 def names_command(tokens: list[Token], place: int) -> bool:
     """Whether the word at `place`, which may be behind the last, would be a command's name."""
+    if place < len(tokens) and _is_before_name(tokens[place].word):
+        return False
     while place > 0:
         before = tokens[place - 1]
-        if before.word is None:
-            return before.operator not in _REDIRECTIONS or before.operator == "2>&1"
-        redirected = place > 1 and tokens[place - 2].operator in _REDIRECTIONS - {"2>&1"}
-        if redirected:
-            place -= 2
-        elif before.word == Word((Part("!", False),)) or _assignment(before.word):
+        if before.operator == "2>&1" or _is_before_name(before.word):
             place -= 1
+        elif before.word is None:
+            return before.operator not in _REDIRECTIONS
+        elif place > 1 and tokens[place - 2].operator in _REDIRECTIONS - {"2>&1"}:
+            place -= 2
         else:
             return False
     return True
+
+
+def _is_before_name(word: Word | None) -> bool:
+    return word is not None and (word == _NOT or _assignment(word) is not None)
 
 
 class _Lexer:
@@ -364,7 +372,7 @@ class _Parser:
 
     def _pipeline(self) -> Pipeline:
         negated = False
-        while (token := self._peek()) and token.word == Word((Part("!", False),)):
+        while (token := self._peek()) and token.word == _NOT:
             negated = not negated
             self._at += 1
         commands = [self._command()]

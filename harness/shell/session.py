@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Final, Self
 
+from harness.control.client import Disconnected
 from harness.control.kernel import Kernel
 from harness.shell.command import EXIT_FAILURE, EXIT_USAGE, Commands, Invocation, Syscalls, strerror
 from harness.shell.expansion import expand_text, expand_words
@@ -176,8 +177,9 @@ class Session:
     def _run_piped(self, command: Command, stdin: Reader, pipe: Pipe) -> None:
         try:
             self._run_command(command, stdin, pipe)
-        except (Exit, KeyboardInterrupt):
-            # As in sh(1), where it is a process that ends.
+        except (Exit, KeyboardInterrupt, Disconnected):
+            # As in sh(1), where it is a process that ends. That there is no daemon any more is
+            # found out by the session, too, in the end when it closes.
             pass
         finally:
             pipe.close()

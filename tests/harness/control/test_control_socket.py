@@ -247,3 +247,26 @@ def test_the_end_of_the_daemon_is_told(tmp_path: Path, vfs: VirtualFilesystem, t
 @pytest.mark.parametrize("value", [None, 1, "x\udcff", b"\xff", [1, [b"x"]], {"a": {"b": b""}}])
 def test_values_survive_json(value: Any) -> None:
     assert decode(json.loads(json.dumps(encode(value)))) == value
+
+
+def test_a_request_that_is_interrupted_leaves_a_client_that_works(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with RemoteKernel(path) as kernel:
+        mine = kernel.create_task()
+        sock = kernel._sock
+
+        class Interrupted:
+            def recv(self, size: int) -> bytes:
+                monkeypatch.setattr(kernel, "_sock", sock)
+                raise KeyboardInterrupt
+
+            def send(self, data: bytes) -> int:
+                return sock.send(data)
+
+        monkeypatch.setattr(kernel, "_sock", Interrupted())
+        with pytest.raises(KeyboardInterrupt):
+            kernel.call(mine, "mkdir", "/d", 0o755)
+        # The late reply is not taken for this one's.
+        assert kernel.call(mine, "getcwd") == b"/"
+        fails_with(errno.EEXIST, kernel.call, mine, "mkdir", "/d", 0o755)

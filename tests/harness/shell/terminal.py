@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
-import pty
 import re
 import select
-import signal
 import struct
+import subprocess
 import sys
 import termios
 import time
@@ -16,21 +15,26 @@ from pathlib import Path
 from typing import Self
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z~]|\x1b[=>()][0-9B]?|\x1b\][^\x07]*\x07")
+# Not in a forked copy of ours, which may have threads.
+_TAKE_TERMINAL = (
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
+    "os.execv(sys.executable, sys.orig_argv[:1] + sys.argv[1:])"
+)
 
 
 class Terminal:
     """`dentry shell` with these words; `screen` is what it has written and nobody has expected."""
 
     def __init__(self, state: Path, *words: str, **environment: str) -> None:
-        self.pid, self.fd = pty.fork()
-        if self.pid == 0:
-            try:
-                os.environ.update(XDG_STATE_HOME=str(state), TERM="xterm", **environment)
-                os.environ["PROMPT_TOOLKIT_NO_CPR"] = "1"
-                os.execv(sys.executable, [sys.executable, "-m", "harness.cli", "shell", *words])
-            finally:
-                os._exit(99)
+        self.fd, terminal = os.openpty()
         fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("4H", 50, 200, 0, 0))
+        environment |= {"XDG_STATE_HOME": str(state), "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _TAKE_TERMINAL, "-m", "harness.cli", "shell", *words],
+            stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
+            env={**os.environ, **environment},
+        )  # fmt: skip
+        os.close(terminal)
         self.screen = ""
         self.raw = ""
 
@@ -38,9 +42,8 @@ class Terminal:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self.pid:
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
+        self._process.kill()
+        self._process.wait()
         os.close(self.fd)
 
     def type(self, text: str) -> None:
@@ -70,9 +73,7 @@ class Terminal:
                 self._read()
             except OSError:
                 break
-        _, status = os.waitpid(self.pid, 0)
-        self.pid = 0
-        return os.waitstatus_to_exitcode(status)
+        return self._process.wait(60)
 
     def _read(self) -> None:
         data = os.read(self.fd, 1 << 16).decode(errors="replace")

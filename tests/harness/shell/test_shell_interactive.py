@@ -8,7 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.document import Document
 from terminal import Terminal
+
+from harness.cli.shell import EXIT_DISCONNECTED
+from harness.control.kernel import LocalKernel
+from harness.control.server import ControlServer
+from harness.shell.commands import all_commands
+from harness.shell.interactive import ShellCompleter, ShellLexer
+from harness.shell.session import Session
+from harness.shell.streams import BufferedWriter, Bytes
+from harness.virtiofs import listen
+from vfs import VirtualFilesystem, abi
+from vfs.task import Task
 
 
 @pytest.fixture
@@ -158,3 +171,87 @@ def test_views_have_the_same_text_on_a_terminal_as_elsewhere(terminal: Terminal)
         drawn = terminal.expect("(?s)\nbegin\r\n(.*)\nbetween\r\n(.*)\nend\r\n")
         assert drawn.group(1).strip() == drawn.group(2).strip()
     assert "\x1b[" in terminal.raw
+
+
+def test_a_connected_shell_sees_what_others_write_and_survives_ctrl_c(
+    tmp_path: Path, vfs: VirtualFilesystem, task: Task
+) -> None:
+    path = str(tmp_path / "control")
+    with (
+        ControlServer(listen(path), lambda: LocalKernel(vfs, task)),
+        Terminal(tmp_path, "--connect", path) as terminal,
+    ):
+        terminal.prompt()
+        terminal.type("echo first > /f; tail -f /f\r")
+        terminal.expect("\nfirst\r\n")
+        fd = task.open("/f", abi.O_WRONLY | abi.O_APPEND)
+        task.write(fd, b"second\n")
+        task.close(fd)
+        terminal.expect("second\r\n")
+        terminal.type("\x03")
+        terminal.prompt(r"\[130\] init")
+        terminal.type("cat /f | wc -l\r")
+        terminal.expect("\n2\r\n")
+        terminal.prompt()
+        terminal.type("\x04")
+        assert terminal.end() == 0
+
+
+@pytest.mark.parametrize("typed", ["echo x", "ls /", "ls /\t", "cat /f | wc"])
+def test_a_connected_shell_ends_when_its_daemon_has(
+    tmp_path: Path, vfs: VirtualFilesystem, task: Task, typed: str
+) -> None:
+    path = str(tmp_path / "control")
+    server = ControlServer(listen(path), lambda: LocalKernel(vfs, task))
+    try:
+        with Terminal(tmp_path, "--connect", path) as terminal:
+            terminal.prompt()
+            server.close()
+            terminal.type(typed + "\r")
+            terminal.expect("dentry shell: the daemon has ended")
+            assert terminal.end() == EXIT_DISCONNECTED
+            assert "Traceback" not in terminal.raw and "Unhandled" not in terminal.raw
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def session(vfs: VirtualFilesystem, task: Task) -> Iterator[Session]:
+    output = BufferedWriter(len)
+    with (
+        LocalKernel(vfs, task) as kernel,
+        Session(kernel, all_commands(), Bytes(), output, output) as session,
+    ):
+        yield session
+
+
+def test_what_is_typed_is_coloured_by_what_it_is(session: Session) -> None:
+    text = "ls -l 'a b' | nothing # why\ncat << E"
+    lines = ShellLexer(session).lex_document(Document(text))
+    styles = {piece.strip(): style for n in (0, 1) for style, piece, *_ in lines(n)}
+    assert styles["ls"] == styles["cat"] == "class:command"
+    assert styles["nothing"] == "class:unknown" and styles["-l"] == "class:option"
+    assert styles["'a b'"] == "class:quoted" and styles["|"] == "class:operator"
+    assert styles["# why"] == "class:comment"
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("mkd", ["mkdir "]),
+        ("ls /d/", ["ls /d/\\$x ", "ls /d/a\\ b ", "ls '/d/c\nd' ", "ls /d/sub/"]),
+        ("ls '/d/a", ["ls /d/a\\ b "]),
+        ("ls > /d/s", ["ls > /d/sub/"]),
+        ("ls $P/s", ["ls /d/sub/"]),
+        ("task sw", ["task switch "]),
+        ("ls --ze", ["ls --zero "]),
+        ("nothing-known /d/su", ["nothing-known /d/sub/"]),
+        ("ls $(", []),
+    ],
+)
+def test_completions_are_quoted_as_they_must_be(
+    session: Session, typed: str, completed: list[str]
+) -> None:
+    session.run("mkdir -p /d/sub; echo > '/d/a b'; echo > '/d/c\nd'; echo > '/d/$x'; P=/d")
+    found = ShellCompleter(session).get_completions(Document(typed), CompleteEvent())
+    assert [typed[: len(typed) + one.start_position] + one.text for one in found] == completed

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.shell.expansion import expand_text, expand_words
-from harness.shell.language import Incomplete, SyntaxProblem, parse
+from harness.shell.language import Incomplete, SyntaxProblem, names_command, parse, scan
 
 NAMES = (
     "a",
@@ -215,3 +215,29 @@ def test_any_text_is_a_script_or_a_problem(text: str) -> None:
         for pipeline in (item.first, *(pipeline for _, pipeline in item.rest)):
             for command in pipeline.commands:
                 expand_words(command.words, VARIABLES, lambda path: NAMES)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("ls -l | wc; echo x", ["ls", "wc", "echo"]),
+        ("A=1 B=2 ls > f x", ["ls"]),
+        ("> out ls 2>&1 -l && ! cat", ["ls", "cat"]),
+        ("cat << E\ntext\nE\nls", ["cat", "ls"]),
+    ],
+)
+def test_the_names_of_commands_are_known_while_they_are_typed(text: str, names: list[str]) -> None:
+    tokens, problem = scan(text)
+    assert problem is None
+    found = [
+        text[token.start : token.end]
+        for place, token in enumerate(tokens)
+        if token.word is not None and names_command(tokens, place)
+    ]
+    assert found == names
+
+
+def test_what_is_typed_so_far_is_scanned_up_to_an_open_quote() -> None:
+    tokens, problem = scan("echo a 'b c")
+    assert [token.start for token in tokens] == [0, 5]
+    assert isinstance(problem, Incomplete)
