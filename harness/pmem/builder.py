@@ -57,7 +57,8 @@ def run_builder(
             status = 0
         except SandboxError as error:
             _fail(sock, wire.FAILED_SANDBOX, str(error))
-    except BrokenPipeError:
+    except (BrokenPipeError, ConnectionResetError):
+        # The user is gone, perhaps with messages that it has not read.
         status = 0
     except BaseException:
         LOG.exception("the builder of an image died")
@@ -108,7 +109,7 @@ class _Builder:
             pass
 
     def _tell_failure(self, error: ImageError | OSError) -> None:
-        if isinstance(error, BrokenPipeError):
+        if isinstance(error, (BrokenPipeError, ConnectionResetError)):
             raise error
         if isinstance(error, OSError):
             name = "" if error.filename is None else os.fsdecode(error.filename)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import mmap
 import os
+import select
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from pmem_support import OPTIONS, builder_of, children, closing, gone, traces, until
+from pmem_support import OPTIONS, builder_of, children, closing, gone, status, traces, until
 
 from harness.pmem import BuilderDied, launch
 
@@ -86,6 +87,20 @@ def test_a_cancelled_image_leaves_nothing(as_file: bool) -> None:
     image.close()
     assert len(os.listdir("/proc/self/fd")) == before
     assert not traces()
+
+
+def test_a_user_that_leaves_without_having_listened_is_no_error(
+    source: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(10):
+        with launch(source) as image:
+            poll = select.poll()
+            poll.register(image, select.POLLIN)
+            assert poll.poll(WAIT * 1000)
+            # It waits for what it may be asked for, behind messages that nobody has read.
+            builder = builder_of(image.pid)
+            until(lambda pid=builder: status(pid, "State")[:1] == "S", "the builder never waits")
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.fuse
