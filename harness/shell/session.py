@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from harness.control.kernel import Kernel
 from harness.shell.command import EXIT_FAILURE, EXIT_USAGE, Commands, Invocation, Syscalls, strerror
@@ -24,6 +24,9 @@ from harness.shell.language import (
 from harness.shell.streams import CHUNK, BufferedWriter, Bytes, Pipe, Reader, Writer
 from vfs import abi
 
+if TYPE_CHECKING:
+    from harness.shell.commands.tracing import Recording
+
 EXIT_NOT_FOUND: Final = 127
 EXIT_INTERRUPTED: Final = 130
 _CREATE: Final = abi.O_WRONLY | abi.O_CREAT | abi.O_CLOEXEC
@@ -40,7 +43,8 @@ class Exit(Exception):
 class Session:
     """A person's or a script's shell on a `Kernel`. To be closed, by `with` or `close`.
 
-    `tasks` are its tasks by their names, `task` is the current one's pid. `errexit` ends the
+    `tasks` are its tasks by their names, `task` is the current one's pid. `recording` is what
+    `trace save` keeps. `errexit` ends the
     script at the first failure, as sh(1)'s ``set -e``. `check_interrupt` is called between
     commands.
     """
@@ -58,6 +62,7 @@ class Session:
         self.tasks = {"init": self.task}
         self.variables: dict[str, str] = {"?": "0"}
         self.errexit = False
+        self.recording: Recording | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -66,7 +71,9 @@ class Session:
         self.close()
 
     def close(self) -> None:
-        """End the tasks."""
+        """End the tasks, and `trace save`."""
+        if self.recording is not None:
+            self.recording.end()
         for task in self.tasks.values():
             self.kernel.exit_task(task)
         self.tasks.clear()

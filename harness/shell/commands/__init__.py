@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from harness.shell.command import Commands
-from harness.shell.commands import builtin, changing, content, inside, listing
+from harness.shell.commands import builtin, changing, content, inside, listing, tracing
 
 
 def all_commands() -> Commands:
     """The table of every command."""
     commands = Commands()
-    for family in (builtin, listing, content, changing, inside):
+    for family in (builtin, listing, content, changing, inside, tracing):
         family.register(commands)
     return commands
