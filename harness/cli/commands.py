@@ -16,7 +16,8 @@ from harness.fuse.host_mount import HostMountError
 from harness.guest.errors import GuestError, GuestUnavailable
 
 COMMANDS: Final = (
-    "guest", "mount", "do", "serve", "virtiofsd", "device", "shell", "mkext2", "demo", "test",
+    "guest", "mount", "do", "serve", "virtiofsd", "device", "shell", "top", "mkext2", "demo",
+    "test",
 )  # fmt: skip
 """Modules beside this one, in the order of `dentry --help`."""
 EXIT_USAGE: Final = 2

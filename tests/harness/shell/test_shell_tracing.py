@@ -84,18 +84,18 @@ def test_a_wrong_word_is_one_line(sh: Run, words: str, said: str) -> None:
 
 SCRIPT = r"""
 trace save {file}
-mkdir -p /d/e
+mkdir -p /d/e /d/m
 echo "some text" > /d/e/f
 ln -s e/f /d/link
 cat /d/link
 as 1000:100,27 cat /none
 as 1000:100 mkdir /d/not-mine
-mount -t tmpfs -o size=1m none /d/e
-touch /d/e/new
+mount -t tmpfs -o size=1m none /d/m
+touch /d/m/new
 cd /d
-mv e/new e/newer
+mv m/new m/newer
 chmod 600 link
-setfattr -n user.x -v "a b" e/newer
+setfattr -n user.x -v "a b" m/newer
 trace off
 """
 
@@ -114,12 +114,12 @@ def test_what_was_saved_is_replayed_with_the_same_answers(sh: Run, tmp_path: Pat
             except OSError:
                 continue
         replayed = target.tasks["root"]
-        for path in ("/d", "/d/e", "/d/e/newer", "/d/link"):
+        for path in ("/d", "/d/m", "/d/m/newer", "/d/link"):
             mine, theirs = task.stat(path), replayed.stat(path)
             assert (mine.st_mode, mine.st_size, mine.st_uid) == (
                 theirs.st_mode, theirs.st_size, theirs.st_uid,
             )  # fmt: skip
-        assert replayed.getxattr("/d/e/newer", "user.x") == b"a b"
+        assert replayed.getxattr("/d/m/newer", "user.x") == b"a b"
 
 
 def test_dentry_test_runs_what_was_saved(sh: Run, tmp_path: Path) -> None:
