@@ -5,17 +5,19 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from harness.control.metrics import Metrics, prometheus
 from harness.control.trace import Listening, Subscription, Trace
-from harness.fuse.server import FuseServer
 from harness.inspect import VIEWS
 from harness.task_calls import TaskCalls
 from harness.testbed.step import SIGNATURES
 from vfs.credentials import Credentials
 from vfs.task import Task
 from vfs.virtual_filesystem import VirtualFilesystem
+
+if TYPE_CHECKING:
+    from harness.fuse.server import FuseServer
 
 CALLS: Final = frozenset(SIGNATURES) - {"clone", "exit", "nsfd"} | {"ioctl"}
 """The system calls, as scripts have them."""

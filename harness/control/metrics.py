@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from harness.fuse.opcodes import NAMES
 from harness.fuse.request import Header
-from harness.fuse.server import FuseServer
 from harness.inspect.objects import statistics
 from harness.wire import PENDING
 from vfs.dpath import prepend_path
 from vfs.task import Task
+
+if TYPE_CHECKING:
+    from harness.fuse.server import FuseServer
 
 BUCKETS: Final = 25
 """Of a histogram: the i-th counts what took less than 2**i microseconds, the last one all else."""
@@ -24,12 +25,16 @@ _NODES_MAX: Final = 4096
 
 class Meter:
     """Latencies by opcode, and how often each node was named; measured from the first question on,
-    until nobody has asked for `LEASE_SECONDS`.
+    until nobody has asked for `LEASE_SECONDS`. A GETATTR of 1.5 to 2.2 µs then takes 1.4 µs more.
     """
 
     def __init__(self, server: FuseServer) -> None:
         """Borrows `server`."""
+        # A shell on a VFS of its own has no server, and need not wait for this.
+        from harness.fuse.opcodes import NAMES
+
         self._server = server
+        self._opcodes = NAMES
         self._until = 0.0
         self._watching = False
         self._session = -1
@@ -56,7 +61,7 @@ class Meter:
     ) -> None:
         if result == PENDING:
             return
-        opcode = header[1] if header[1] in NAMES else 0
+        opcode = header[1] if header[1] in self._opcodes else 0
         histogram = self.histograms.get(opcode)
         if histogram is None:
             histogram = self.histograms[opcode] = [0] * BUCKETS
@@ -78,6 +83,16 @@ class Meter:
             busiest = sorted(self.nodes.items(), key=lambda item: -item[1])
             self.nodes.clear()
             self.nodes.update(busiest[: _NODES_MAX // 2])
+
+    def latencies(self) -> dict[str, dict[str, Any]]:
+        """Histograms and sums of seconds, by opcode. Needs the VFS lock."""
+        return {
+            self._opcodes.get(opcode, "unknown"): {
+                "buckets": list(buckets),
+                "seconds": self.sums[opcode] / 1e9,
+            }
+            for opcode, buckets in self.histograms.items()
+        }
 
     def paths(self) -> list[dict[str, Any]]:
         """The paths that requests named most since measuring began. Needs the VFS lock."""
@@ -145,13 +160,7 @@ class Metrics:
                 )
                 found["nodes"] = len(server.nodes.by_id)
                 found["paths"] = meter.paths()
-                found["latency"] = {
-                    NAMES.get(opcode, "unknown"): {
-                        "buckets": list(buckets),
-                        "seconds": meter.sums[opcode] / 1e9,
-                    }
-                    for opcode, buckets in meter.histograms.items()
-                }
+                found["latency"] = meter.latencies()
         return found
 
 

@@ -18,14 +18,16 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from harness.control.encoding import decode, encode
 from harness.control.kernel import LocalKernel, Watch
 from harness.control.trace import Subscription
-from harness.fuse.server import FuseServer
 from harness.socket_file import SocketFile
 from vfs.task import Task
+
+if TYPE_CHECKING:
+    from harness.fuse.server import FuseServer
 
 LOG: Final = logging.getLogger(__name__)
 

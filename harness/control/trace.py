@@ -23,13 +23,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from harness.fuse import abi as fuse_abi
-from harness.fuse.opcodes import NAMES
 from harness.fuse.request import NO_REPLY, Header
-from harness.fuse.server import FuseServer
-from harness.fuse.trace import describe_request
 from harness.testbed.step import format_bytes
 from harness.wire import PENDING
 from vfs.dentry import Dentry
@@ -37,6 +34,9 @@ from vfs.dpath import prepend_path
 from vfs.mount import Mount, VirtualDentry
 from vfs.task import Task
 from vfs.virtual_filesystem import VirtualFilesystem
+
+if TYPE_CHECKING:
+    from harness.fuse.server import FuseServer
 
 Event = dict[str, Any]
 
@@ -239,6 +239,10 @@ class Trace:
     def _on_request(
         self, server: FuseServer, header: Header, body: bytes, result: int, took: int
     ) -> None:
+        # A shell on a VFS of its own has no server, and need not wait for these.
+        from harness.fuse.opcodes import NAMES
+        from harness.fuse.trace import describe_request
+
         failed = result < 0 and result not in (PENDING, NO_REPLY)
 
         def make() -> Event:
