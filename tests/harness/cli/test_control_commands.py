@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.control.client import RemoteKernel
 from harness.vhost_user.frontend import Frontend
 from harness.vhost_user.fuse_client import FuseClient
 
@@ -203,6 +204,32 @@ def test_the_requests_of_a_virtio_driver_are_counted_and_seen(tmp_path: Path) ->
                 client.close()
         assert 'dentry_requests_total{opcode="LOOKUP"} 1\n' in metrics
         assert "dentry_queue_depth 0\n" in metrics and "dentry_nodes 2\n" in metrics
+
+
+def test_ctrl_c_ends_the_trace_and_the_script_goes_on(tmp_path: Path) -> None:
+    control, device = tmp_path / "control", tmp_path / "device"
+    with daemon("serve", "--socket-path", device, "--control", control) as process:
+        wait_for(control.exists, process)
+        listener = subprocess.Popen(
+            [*DENTRY, "shell", "--connect", control, "-c", "trace on vfs mount; echo ended"],
+            stdout=subprocess.PIPE,
+        )
+        try:
+            assert listener.stdout is not None
+            with RemoteKernel(str(control)) as kernel:
+                task = kernel.create_task()
+                kernel.call(task, "mkdir", "/m", 0o755)
+                while not select.select([listener.stdout], [], [], 0.05)[0]:
+                    assert listener.poll() is None
+                    kernel.call(task, "mount", "none", "/m", "tmpfs", 0, None)
+                    kernel.call(task, "umount2", "/m", 0)
+            listener.send_signal(signal.SIGINT)
+            *traced, last = listener.communicate(timeout=120)[0].splitlines()
+        finally:
+            listener.kill()
+            listener.communicate()
+        assert set(traced) == {b"[%d] mount tmpfs /m" % task} and last == b"ended"
+        assert listener.returncode == 0
 
 
 @pytest.mark.guest
