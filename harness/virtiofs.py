@@ -195,6 +195,11 @@ class VirtioFsDevice:
 
         self._loop.post(tell)
 
+    def depth(self) -> int:
+        """How many requests the driver has ready that no thread has taken yet. From any thread."""
+        backend = self._backend
+        return 0 if backend is None else backend.depth()
+
     def close(self) -> None:
         """Release the descriptors of the loop and the threads, after `serve` has returned."""
         if self._pool is not None:

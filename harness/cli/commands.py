@@ -14,7 +14,8 @@ from harness.cli.options import Parser, Terminated, one_line, version
 from harness.errors import CommandError
 
 COMMANDS: Final = (
-    "guest", "mount", "do", "serve", "virtiofsd", "device", "shell", "mkext2", "demo", "test",
+    "guest", "mount", "do", "serve", "virtiofsd", "device", "shell", "top", "mkext2", "demo",
+    "test",
 )  # fmt: skip
 """Modules beside this one, in the order of `dentry --help`."""
 EXIT_USAGE: Final = 2

@@ -98,7 +98,7 @@ def _serve(tree: Tree, control: str | None, sock: socket.socket, parent: TextIO)
     with tree:
         prepare_daemon(tree)
         server = FuseServer(tree.vfs, tree.root)
-        with VirtioFsDevice(server) as device, controlled(control, tree.vfs, tree.task):
+        with VirtioFsDevice(server) as device, controlled(control, tree.task, server, device.depth):
             parent.write(json.dumps({"ready": True}) + "\n")
             device.serve_connection(sock)
         parent.write(json.dumps({"requests": server.statistics()}) + "\n")

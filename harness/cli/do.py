@@ -8,7 +8,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from harness.cli.options import add_logging, add_mounts, configure_logging, parse_mounts
+from harness.cli.options import (
+    add_control,
+    add_logging,
+    add_mounts,
+    configure_logging,
+    parse_mounts,
+)
 from harness.container.command import Command
 from harness.container.errors import EXIT_OURS, tell
 from harness.container.init import InitOptions
@@ -67,6 +73,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--chdir", metavar="DIR", help="start there (default: here if the tree has it, else in /)"
     )
     parser.add_argument("--new-session", action="store_true", help="without a controlling terminal")
+    add_control(parser)
     add_logging(parser)
     parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     parser.set_defaults(run=run, usage_status=EXIT_OURS)
@@ -111,6 +118,7 @@ def _options(arguments: argparse.Namespace) -> ContainerOptions:
             fallback=_working_directory(),
             new_session=arguments.new_session,
         ),
+        control=arguments.control,
     )
 
 

@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
         server.notify = mount.post_notify
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: mount.stop())
-        with mount, controlled(arguments.control, tree.vfs, tree.task):
+        with mount, controlled(arguments.control, tree.task, server, mount.depth):
             mount.wait()
     return 0
 

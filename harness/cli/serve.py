@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
             device = VirtioFsDevice(server, arguments.tag, arguments.num_queues, state=state)
         except OSError as error:
             raise UsageError(error.strerror) from None
-        with device, controlled(arguments.control, tree.vfs, tree.task):
+        with device, controlled(arguments.control, tree.task, server, device.depth):
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, lambda *_: device.stop())
             if arguments.fd is not None:

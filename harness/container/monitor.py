@@ -23,6 +23,8 @@ from harness.container.init import (
 from harness.container.server import run_server
 from harness.container.tree import TreeOptions
 from harness.container.user_namespace import Identity, enter_user_namespace
+from harness.control.server import control_socket
+from harness.socket_file import SocketFile
 from vfs import abi
 
 _SI_KERNEL: Final = 0x80
@@ -44,6 +46,7 @@ class ContainerOptions(NamedTuple):
     init: InitOptions
     identity: Identity
     command: Command
+    control: str | None = None
 
 
 def run_container(options: ContainerOptions) -> int:
@@ -55,22 +58,31 @@ def run_container(options: ContainerOptions) -> int:
 
     Raises:
         ContainerError: this host does not let us.
+        UsageError: the control socket can't be had.
     """
     sys.stdout.flush()
     sys.stderr.flush()
+    # Here, where the path means what the user means, and the file becomes the user's.
+    control = None if options.control is None else control_socket(options.control)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, *_FORWARDED})
     try:
         enter_user_namespace(options.identity)
-        return _Monitor(options, frozenset(mask)).run()
+        return _Monitor(options, frozenset(mask), control).run()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if control is not None:
+            control.listener.close()
+            control.remove()
 
 
 class _Monitor:
     """The parent of server and pid 1, and on the terminal the job that the shell knows."""
 
-    def __init__(self, options: ContainerOptions, mask: frozenset[int]) -> None:
+    def __init__(
+        self, options: ContainerOptions, mask: frozenset[int], control: SocketFile | None
+    ) -> None:
         self._options = options
+        self._control = control
         self._mask = mask
         self._terminal = _Terminal()
         self._server = 0
@@ -106,7 +118,12 @@ class _Monitor:
             to_server.close()
             for fd in (ours_to_server, control, ours_to_init):
                 os.close(fd)
-            run_server(options.tree, options.identity, fuse, lifeline, to_init, parent, self._mask)
+            run_server(
+                options.tree, options.identity, fuse, lifeline, to_init, parent, self._mask,
+                self._control,
+            )  # fmt: skip
+        if self._control is not None:
+            self._control.listener.close()
         linux.unshare(abi.CLONE_NEWPID)
         self._init = os.fork()
         if self._init == 0:

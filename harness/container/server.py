@@ -17,10 +17,12 @@ from harness.container.errors import EXIT_OURS, tell
 from harness.container.init import MOUNTED, READY
 from harness.container.tree import TreeOptions, build_tree
 from harness.container.user_namespace import Identity, drop_capabilities
+from harness.control.server import controlled
 from harness.errors import UsageError
 from harness.fuse.dev_fuse import UNMOUNT_TIMEOUT, FuseMount
 from harness.fuse.host_mount import HostMount
 from harness.fuse.server import FuseServer
+from harness.socket_file import SocketFile
 
 LOG = logging.getLogger(__name__)
 
@@ -50,11 +52,13 @@ def run_server(
     init: socket.socket,
     parent: int,
     mask: frozenset[int],
+    control: SocketFile | None,
 ) -> NoReturn:
     """Serve on descriptor `fuse` until the connection ends; then the status is 0.
 
-    `init` is pid 1's socket. The end of `lifeline` says that pid 1 is dead; its mount may still be
-    held by somebody outside, whom nobody waits for longer than `UNMOUNT_TIMEOUT`.
+    `init` is pid 1's socket, `control` the control socket, if there is one. The end of `lifeline`
+    says that pid 1 is dead; its mount may still be held by somebody outside, whom nobody waits for
+    longer than `UNMOUNT_TIMEOUT`.
     """
     status = EXIT_SERVER
     try:
@@ -68,7 +72,7 @@ def run_server(
         os.umask(0)
         if not identity.every_id:
             drop_capabilities()
-        status = _serve(options, identity, fuse, lifeline, init)
+        status = _serve(options, identity, fuse, lifeline, init, control)
     except UsageError as error:
         status = EXIT_OURS
         tell(str(error))
@@ -83,7 +87,12 @@ def run_server(
 
 
 def _serve(
-    options: TreeOptions, identity: Identity, fuse: int, lifeline: int, init: socket.socket
+    options: TreeOptions,
+    identity: Identity,
+    fuse: int,
+    lifeline: int,
+    init: socket.socket,
+    control: SocketFile | None,
 ) -> int:
     with build_tree(options, identity) as tree:
         prepare_daemon(tree)
@@ -97,7 +106,8 @@ def _serve(
                 return 0
         mount.serve(HostMount(fuse, "/", _NOWHERE, _NOWHERE))
         threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
-        mount.wait()
+        with controlled(control, tree.task, server):
+            mount.wait()
         mount.unmount()
     return 0
 

@@ -142,6 +142,15 @@ class FuseMount:
         """The number of the connection in /sys/fs/fuse/connections, while mounted."""
         return self._attached().connection
 
+    def depth(self) -> int | None:
+        """How many requests the kernel wants answered; None if it does not tell us."""
+        try:
+            path = f"/sys/fs/fuse/connections/{self.connection}/waiting"
+            with open(path, encoding="ascii") as waiting:
+                return int(waiting.read())
+        except OSError:
+            return None
+
     def mount(self) -> None:
         """Mount, and start to serve in threads.
 

@@ -18,6 +18,7 @@ from harness.fuse.cache import AUTO, CachePolicy, adapted, has_no_xattrs, wanted
 from harness.fuse.handles import HandleTable
 from harness.fuse.identity import Identities, security_contexts, supplementary_groups
 from harness.fuse.nodes import NodeTable
+from harness.fuse.observe import Observer, observed
 from harness.fuse.opcodes import BY_NUMBER, DATA_IN, NAMES, PLAIN, SILENT
 from harness.fuse.parking import Parking
 from harness.fuse.ratelimit import RateLimit
@@ -183,9 +184,9 @@ class FuseServer:
     """
 
     __slots__ = (
-        "_bugs", "_cache", "_rows", "_sessions", "_watching", "counts", "default_permissions",
-        "flags", "handles", "identities", "lock", "locks", "minor", "nodes", "notify", "parking",
-        "polls", "root", "unique_inodes", "vfs", "wanted_flags",
+        "_bugs", "_cache", "_observers", "_plain_rows", "_rows", "_sessions", "_watching", "counts",
+        "default_permissions", "flags", "handles", "identities", "lock", "locks", "minor", "nodes",
+        "notify", "parking", "polls", "root", "unique_inodes", "vfs", "wanted_flags",
     )  # fmt: skip
 
     def __init__(
@@ -228,7 +229,8 @@ class FuseServer:
         self._bugs = RateLimit()
         self._sessions = 0
         self._watching = False
-        self._rows = _BEFORE_INIT
+        self._observers: tuple[Observer, ...] = ()
+        self._rows = self._plain_rows = _BEFORE_INIT
         self.identities = Identities(default_permissions)
         self.parking = Parking(vfs.lock)
         self.polls: dict[tuple[int, FileDescription], PollWaiter] = {}
@@ -326,7 +328,7 @@ class FuseServer:
         """
         with self.lock:
             self.parking.close()
-            self._rows = _BEFORE_INIT
+            self._use_rows(_BEFORE_INIT)
             for waiter in list(self.polls.values()):
                 waiter.queue.remove(waiter)
             self.polls.clear()
@@ -346,6 +348,28 @@ class FuseServer:
             self.handles.check()
             if self.locks is not None:
                 self.locks.check()
+
+    def observe(self, observer: Observer) -> None:
+        """Have `observer` told of every request from now on, as `harness.fuse.observe` says.
+
+        A server that nobody observes does not even ask whether somebody does.
+        """
+        with self.lock:
+            self._observers += (observer,)
+            self._use_rows(self._plain_rows)
+
+    def unobserve(self, observer: Observer) -> None:
+        """The end of `observe`. May be called by the observer."""
+        with self.lock:
+            self._observers = tuple(other for other in self._observers if other != observer)
+            self._use_rows(self._plain_rows)
+
+    def _use_rows(self, rows: list[_Row]) -> None:
+        self._plain_rows = rows
+        watchers = self._observers
+        if watchers:
+            rows = [(observed(handler, watchers), *sizes) for handler, *sizes in rows]  # type: ignore[misc]
+        self._rows = rows
 
     def statistics(self) -> dict[str, int]:
         """How many requests of which kind there were, the most frequent first."""
@@ -370,7 +394,7 @@ class FuseServer:
         self.minor = minor
         self.flags = flags
         self._sessions = self.nodes.generation + 1
-        self._rows = _rows(minor)
+        self._use_rows(_rows(minor))
         if self.notify is not None:
             self.vfs.watch_mounts(self.invalidate_name)
             self._watching = True

@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from harness.control.client import Disconnected
 from harness.control.kernel import Kernel
@@ -26,6 +26,9 @@ from harness.shell.language import (
 from harness.shell.streams import CHUNK, BufferedWriter, Bytes, Pipe, Reader, Writer
 from vfs import abi
 
+if TYPE_CHECKING:
+    from harness.shell.commands.tracing import Recording
+
 EXIT_NOT_FOUND: Final = 127
 EXIT_INTERRUPTED: Final = 130
 _CREATE: Final = abi.O_WRONLY | abi.O_CREAT | abi.O_CLOEXEC
@@ -42,10 +45,10 @@ class Exit(Exception):
 class Session:
     """A person's or a script's shell on a `Kernel`. To be closed, by `with` or `close`.
 
-    `tasks` are its tasks by their names, `task` is the current one's pid. `errexit` ends the
-    script at the first failure, as sh(1)'s ``set -e``. `interrupted` is set while a pipeline ends
-    by Ctrl-C, which Python gives to the main thread only: commands in others raise
-    KeyboardInterrupt at their next call.
+    `tasks` are its tasks by their names, `task` is the current one's pid. `recording` is what
+    `trace save` keeps. `errexit` ends the script at the first failure, as sh(1)'s ``set -e``.
+    `interrupted` is set while a pipeline ends by Ctrl-C, which Python gives to the main thread
+    only: commands in others raise KeyboardInterrupt at their next call.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Session:
         self.tasks = {"init": self.task}
         self.variables: dict[str, str] = {"?": "0"}
         self.errexit = False
+        self.recording: Recording | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -70,7 +74,9 @@ class Session:
         self.close()
 
     def close(self) -> None:
-        """End the tasks."""
+        """End the tasks, and `trace save`."""
+        if self.recording is not None:
+            self.recording.end()
         for task in self.tasks.values():
             self.kernel.exit_task(task)
         self.tasks.clear()

@@ -159,6 +159,10 @@ class Backend:
         self._connection.close()
         self._on_closed()
 
+    def depth(self) -> int:
+        """How many chains wait in the rings. From any thread: an estimate."""
+        return sum(vring.depth() for vring in self._vrings)
+
     def config_changed(self, config: bytes) -> None:
         """The configuration space is another now; the driver is told, if it can be."""
         self._config = config

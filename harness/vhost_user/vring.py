@@ -18,7 +18,7 @@ from harness.virtio.inflight import InflightQueue
 from harness.virtio.memory import GuestError, GuestMemory
 from harness.virtio.packed import PackedQueue
 from harness.virtio.packed_inflight import PackedInflightQueue
-from harness.virtio.queue import SplitQueue, fence
+from harness.virtio.queue import BadRing, SplitQueue, fence
 from harness.wire import WITHDRAWN, BurstHandler, FuseHandler
 
 LOG = logging.getLogger(__name__)
@@ -175,6 +175,17 @@ class Vring:
             and self.queue is not None
             and not (self.broken or self.detached)
         )
+
+    def depth(self) -> int:
+        """How many chains wait in the ring, as far as another thread can tell."""
+        queue = self.queue
+        if queue is None or not self.runs:
+            return 0
+        try:
+            return queue.pending()
+        except (BadRing, ValueError):
+            # The driver broke it, or our own thread has just let go of the memory.
+            return 0
 
     def map(
         self,

@@ -12,12 +12,13 @@ from harness.shell.commands import (
     listing,
     mounts,
     tasks,
+    tracing,
 )
 
 
 def all_commands() -> Commands:
     """The table of every command."""
     commands = Commands()
-    for family in (builtin, listing, content, changing, mounts, tasks, device, inside):
+    for family in (builtin, listing, content, changing, mounts, tasks, device, inside, tracing):
         family.register(commands)
     return commands
