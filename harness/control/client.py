@@ -156,11 +156,14 @@ class RemoteKernel:
         """The next line. Raises: TimeoutError; Disconnected; ValueError."""
         end = self._received.find(b"\n")
         if end < 0:
-            self._sock.settimeout(timeout)
-            try:
+            if timeout is None:
                 end = self._receive()
-            finally:
-                self._sock.settimeout(None)
+            else:
+                self._sock.settimeout(timeout)
+                try:
+                    end = self._receive()
+                finally:
+                    self._sock.settimeout(None)
         line = bytes(self._received[:end])
         del self._received[: end + 1]
         found: dict[str, Any] = json.loads(line)
