@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import inspect
 import os
 import threading
 import time
@@ -188,7 +189,7 @@ class Commands(dict[str, Command]):
         def decorate(run: Run) -> Run:
             parser = _Parser(
                 prog=name,
-                description=run.__doc__,
+                description=inspect.cleandoc(run.__doc__ or ""),
                 add_help=False,
                 allow_abbrev=False,
                 prefix_chars=prefix_chars,

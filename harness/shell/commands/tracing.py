@@ -15,7 +15,7 @@ from harness.shell.session import Session
 from harness.testbed.step import SIGNATURES, Step, format_script, format_step, make_step
 
 _ROOT: Final = "root"
-_NAME: Final = re.compile(r"[A-Za-z0-9_*?\[\]-]+")
+_NAME: Final = re.compile(r"[A-Za-z0-9_*?\[][A-Za-z0-9_*?\[\]-]*")
 
 
 def register(commands: Commands) -> None:

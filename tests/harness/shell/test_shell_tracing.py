@@ -67,6 +67,7 @@ def test_others_are_watched_for_a_while_or_so_many_events(sh: Run, vfs: VirtualF
     ("words", "said"),
     [
         ("on a=b", "a=b: no topic"),
+        ("on --help", "--help: no topic"),
         ("on -n 0", "positive"),
         ("on -t x", "a number is needed"),
         ("off", "nothing is being saved"),
