@@ -140,11 +140,15 @@ def get_attribute(inode: Ext2Inode, name: bytes) -> bytes:
 
 
 def list_attributes(inode: Ext2Inode) -> list[bytes]:
-    """The names that ``get_attribute`` knows. Raises: EUCLEAN, EIO."""
+    """The names that ``get_attribute`` knows: not a prefix alone, which only damage can make one.
+
+    Raises: EUCLEAN, EIO.
+    """
     names = {
         found.name: None
         for found in find_attributes(inode)
-        if found.name.startswith(_READ) or (found.name in _ACLS and not inode.is_symlink)
+        if (found.name.startswith(_READ) and found.name not in _READ)
+        or (found.name in _ACLS and not inode.is_symlink)
     }
     return list(names)
 
