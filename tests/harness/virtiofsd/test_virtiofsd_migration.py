@@ -239,7 +239,9 @@ def test_a_migration_that_is_given_up_leaves_the_source_as_it_was(
         guest.frontend.start_log()
         guest.client.write(entry.nodeid, handle, 0, b"logged")
         guest.frontend.stop_log()
-    # So does one whose reader goes away in the middle.
+    # So does one whose reader goes away in the middle: of more than a pipe holds.
+    for number in range(600):
+        guest.client.create(ROOT, b"%0200d" % number)
     bases = guest.stop()
     os.close(guest.frontend.transfer_state(wire.SAVE))
     assert not guest.frontend.check_state()
